@@ -1,0 +1,11 @@
+# install + find_package(peft CONFIG) -> peft::peft
+include(CMakePackageConfigHelpers)
+install(TARGETS peft EXPORT peftTargets)
+install(DIRECTORY include/peft DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.hpp" PATTERN "*.inc")
+install(EXPORT peftTargets NAMESPACE peft:: DESTINATION "${CMAKE_INSTALL_LIBDIR}/cmake/peft")
+configure_package_config_file(cmake/peftConfig.cmake.in "${CMAKE_CURRENT_BINARY_DIR}/peftConfig.cmake"
+  INSTALL_DESTINATION "${CMAKE_INSTALL_LIBDIR}/cmake/peft")
+write_basic_package_version_file("${CMAKE_CURRENT_BINARY_DIR}/peftConfigVersion.cmake"
+  COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+install(FILES "${CMAKE_CURRENT_BINARY_DIR}/peftConfig.cmake" "${CMAKE_CURRENT_BINARY_DIR}/peftConfigVersion.cmake"
+  DESTINATION "${CMAKE_INSTALL_LIBDIR}/cmake/peft")

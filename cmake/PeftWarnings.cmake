@@ -1,0 +1,13 @@
+# peft_target_defaults(target): warnings, sanitizers and exact arithmetic settings of our own programs and tests.
+# Consumers get none of this: the INTERFACE target carries no flags.
+function(peft_target_defaults target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wconversion -Wshadow)
+  if(PEFT_WERROR)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+  if(PEFT_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${PEFT_SANITIZE} -fno-sanitize-recover=all
+                           -fno-omit-frame-pointer)
+    target_link_options(${target} PRIVATE -fsanitize=${PEFT_SANITIZE})
+  endif()
+endfunction()

@@ -1,0 +1,184 @@
+#pragma once
+/// The library's own executor. Workers start on first use, spin briefly for the next loop and then park; a loop begun
+/// from inside a worker, or while another thread's loop runs, is done by its caller alone; a forked child starts its
+/// own workers; destroyed pools run serially. Tasks are handed out one by one from an atomic counter.
+
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+
+#include "peft/core/executor.hpp"
+
+PEFT_BEGIN_NAMESPACE
+
+/// A fixed set of worker threads behind the executor concept. Safe to call from any number of threads.
+class ThreadPool {
+ public:
+  /// `threads`: how many run a loop together, the caller among them; 0 asks the machine (see default_threads()).
+  explicit ThreadPool(int threads = 0) noexcept : width_(threads > 0 ? threads : default_threads()) {}
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+  ~ThreadPool() { stop(); }
+
+  int concurrency() const noexcept { return width_; }
+
+  void parallel_for(Index count, TaskFunction task, void* context) {
+    if (count <= 1 || width_ <= 1 || inside_worker() || !submit_.try_lock()) {
+      for (Index i = 0; i < count; ++i) task(context, i);
+      return;
+    }
+    std::lock_guard<std::mutex> hold(submit_, std::adopt_lock);
+    if (!ensure_started()) {
+      for (Index i = 0; i < count; ++i) task(context, i);
+      return;
+    }
+    task_ = task;
+    context_ = context;
+    count_ = count;
+    next_.store(0, std::memory_order_relaxed);
+    gate_.store(0, std::memory_order_release);  // open: workers may join
+    epoch_.fetch_add(1, std::memory_order_seq_cst);
+    epoch_.notify_all();
+    inside_worker() = true;
+    run_tasks();
+    inside_worker() = false;
+    gate_.fetch_or(kClosed, std::memory_order_acq_rel);
+    for (int spin = 0; (gate_.load(std::memory_order_acquire) & ~kClosed) != 0; ++spin) {
+      if (spin < kSpins) {
+        relax();
+      } else {
+        sched_yield();
+      }
+    }
+  }
+
+  /// PEFT_NUM_THREADS, else the processors that this process may run on.
+  static int default_threads() noexcept {
+    if (const char* text = std::getenv("PEFT_NUM_THREADS")) {
+      const int asked = std::atoi(text);
+      if (asked > 0) return asked < kMostThreads ? asked : kMostThreads;
+    }
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+      const int found = CPU_COUNT(&set);
+      if (found > 0) return found < kMostThreads ? found : kMostThreads;
+    }
+    return 1;
+  }
+
+ private:
+  static constexpr int kMostThreads = 512;
+  static constexpr std::uint64_t kClosed = std::uint64_t{1} << 63;
+  // About 20 µs on current machines: longer than the gap between two loops of one training step, shorter than a
+  // scheduler's time slice.
+  static constexpr int kSpins = 4000;
+
+  static bool& inside_worker() noexcept {
+    static thread_local bool value = false;
+    return value;
+  }
+
+  static void relax() noexcept {
+#if PEFT_X86_64
+    __builtin_ia32_pause();
+#endif
+  }
+
+  void run_tasks() noexcept {
+    const TaskFunction task = task_;
+    void* const context = context_;
+    const Index count = count_;
+    for (Index i = next_.fetch_add(1, std::memory_order_relaxed); i < count;
+         i = next_.fetch_add(1, std::memory_order_relaxed)) {
+      task(context, i);
+    }
+  }
+
+  void work() noexcept {
+    inside_worker() = true;
+    std::uint32_t seen = 0;
+    while (true) {
+      std::uint32_t now = epoch_.load(std::memory_order_acquire);
+      for (int spin = 0; now == seen && spin < kSpins; ++spin) {
+        relax();
+        now = epoch_.load(std::memory_order_acquire);
+      }
+      if (now == seen) {
+        epoch_.wait(seen, std::memory_order_acquire);
+        continue;
+      }
+      seen = now;
+      if (stopping_.load(std::memory_order_acquire)) return;
+      std::uint64_t gate = gate_.load(std::memory_order_acquire);
+      while ((gate & kClosed) == 0) {
+        // A late worker finds the gate closed and waits for the next loop; one that joins is waited for.
+        if (gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+          run_tasks();
+          gate_.fetch_sub(1, std::memory_order_acq_rel);
+          break;
+        }
+      }
+    }
+  }
+
+  bool ensure_started() noexcept {
+    const pid_t me = getpid();
+    if (owner_ == me) return started_ > 0;
+    // First use, or a fork's child: the parent's workers do not exist here.
+    owner_ = me;
+    started_ = 0;
+    gate_.store(kClosed, std::memory_order_relaxed);
+    epoch_.store(0, std::memory_order_relaxed);
+    if (threads_ == nullptr) {
+      threads_ = static_cast<pthread_t*>(std::malloc(sizeof(pthread_t) * static_cast<std::size_t>(width_)));
+    }
+    if (threads_ == nullptr) return false;
+    for (int i = 0; i + 1 < width_; ++i) {
+      if (pthread_create(
+              &threads_[started_], nullptr,
+              [](void* self) -> void* {
+                static_cast<ThreadPool*>(self)->work();
+                return nullptr;
+              },
+              this) != 0) {
+        break;  // fewer threads than asked: slower, never wrong
+      }
+      ++started_;
+    }
+    return started_ > 0;
+  }
+
+  void stop() noexcept {
+    if (owner_ == getpid() && started_ > 0) {
+      stopping_.store(true, std::memory_order_release);
+      epoch_.fetch_add(1, std::memory_order_seq_cst);
+      epoch_.notify_all();
+      for (int i = 0; i < started_; ++i) pthread_join(threads_[i], nullptr);
+    }
+    std::free(threads_);
+    threads_ = nullptr;
+    started_ = 0;
+    width_ = 1;
+  }
+
+  int width_;
+  std::mutex submit_;
+  pid_t owner_ = -1;
+  pthread_t* threads_ = nullptr;
+  int started_ = 0;
+  TaskFunction task_ = nullptr;
+  void* context_ = nullptr;
+  Index count_ = 0;
+  alignas(64) std::atomic<Index> next_{0};
+  alignas(64) std::atomic<std::uint64_t> gate_{kClosed};
+  alignas(64) std::atomic<std::uint32_t> epoch_{0};
+  std::atomic<bool> stopping_{false};
+};
+
+PEFT_END_NAMESPACE

@@ -1,0 +1,57 @@
+#pragma once
+/// The errors of the library: one family under peft::Error.
+/// Text of an error = what was done: what was got; expected what; where (file, tensor, module…); a hint where one helps.
+
+#include <fmt/format.h>
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "peft/config.hpp"
+
+PEFT_BEGIN_NAMESPACE
+
+/// Base of all errors that the library throws.
+class Error : public std::runtime_error {
+ public:
+  explicit Error(const std::string& text) : std::runtime_error(text) {}
+};
+
+/// Sizes of tensors, views or modules that do not fit together.
+class ShapeError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A configuration that contradicts itself, is out of range, or asks for what is not supported.
+class ConfigError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A file's or record's content that breaks its format.
+class FormatError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The operating system refused a read, a write or a mapping.
+class IoError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A number that stopped being finite (loss, gradient, merged weight).
+class NumericError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Throws E with a text formatted by fmt: `fail<ShapeError>("Lora::forward: x has {} columns; expected {}", a, b)`.
+template <class E, class... Args>
+[[noreturn]] void fail(fmt::format_string<Args...> text, Args&&... args) {
+  throw E(fmt::format(text, std::forward<Args>(args)...));
+}
+
+PEFT_END_NAMESPACE
