@@ -9,9 +9,9 @@ endif()
 set(room_base version config error)
 set(room_parameter parameter)
 set(room_linear linear dense_linear any_linear)
-set(room_method_config lora_config)
+set(room_method_config module_selector lora_config target_modules)
 set(room_method lora linear_cross_entropy)
-set(room_attach target_modules adapted_linear adapter_registry merge)
+set(room_attach adapted_linear adapter_registry merge)
 set(room_umbrella peft)
 
 # What each room may include.
