@@ -21,13 +21,15 @@ enum class Order : std::uint8_t {
 };
 
 /// One adapter's low-rank update for a run of rows: y[first_row + i] += scale · S[i] · Bᵀ.
-struct LowRankTerm {
+template <class A>
+struct BasicLowRankTerm {
   Index first_row = 0;
   Index rows = 0;
-  MatrixView<const float> s;  ///< [rows, r]
-  MatrixView<const float> b;  ///< [out, r]
-  float scale = 1.0f;
+  MatrixView<const A> s;  ///< [rows, r]
+  MatrixView<const A> b;  ///< [out, r]
+  A scale = 1;
 };
+using LowRankTerm = BasicLowRankTerm<float>;
 
 /// x: [tokens, in_features], y: [tokens, out_features], row-major views with a row stride; y is overwritten and may not
 /// alias x. T is the *activation* type; how the weight is stored is the host's secret. Sums are in float (double for
@@ -56,28 +58,36 @@ concept PanelSource = requires(const L& l, Index i, float* panel, Order order) {
   { l.bias() } -> std::convertible_to<VectorView<const float>>;
 };
 
-/// dx (+)= dy·W.
+/// dx = dy·W. Training needs this or a PanelSource.
 template <class L, class T = typename L::value_type>
 concept BackwardLinear = requires(const L& l, MatrixView<const T> dy, MatrixView<T> dx) { l.backward_input(dy, dx); };
 
+/// dx (+)= dy·W on a given executor.
+template <class L, class T = typename L::value_type>
+concept ExecutorBackward = requires(const L& l, MatrixView<const T> dy, MatrixView<T> dx, Accumulate mode,
+                                    ExecutorRef executor) { l.backward_input(dy, dx, mode, executor); };
+
 /// The layer adds low-rank terms itself: y = x·Wᵀ + bias + Σ terms.
 template <class L, class T = typename L::value_type>
-concept FusedLowRank = requires(const L& l, MatrixView<const T> x, std::span<const LowRankTerm> terms,
-                                MatrixView<T> y, ExecutorRef executor) {
+concept FusedLowRank = requires(const L& l, MatrixView<const T> x,
+                                std::span<const BasicLowRankTerm<Accumulator<T>>> terms, MatrixView<T> y,
+                                ExecutorRef executor) {
   l.forward_low_rank(x, terms, y, executor);
 };
 
 /// One term of a merge: W += scale · B·A.
-struct MergeTerm {
-  MatrixView<const float> a;  ///< [r, in]
-  MatrixView<const float> b;  ///< [out, r]
-  float scale = 1.0f;
+template <class A>
+struct BasicMergeTerm {
+  MatrixView<const A> a;  ///< [r, in]
+  MatrixView<const A> b;  ///< [out, r]
+  A scale = 1;
 };
+using MergeTerm = BasicMergeTerm<float>;
 
 /// The weight can take an update in place and give its old bytes back: merge(terms) returns the undo, restore(undo)
 /// brings the weight back bit for bit (W+d)−d would not.
-template <class L>
-concept MergeableLinear = requires(L& l, std::span<const MergeTerm> terms) {
+template <class L, class T = typename L::value_type>
+concept MergeableLinear = requires(L& l, std::span<const BasicMergeTerm<Accumulator<T>>> terms) {
   l.restore(l.merge(terms));
 };
 

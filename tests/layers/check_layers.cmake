@@ -8,10 +8,10 @@ endif()
 # Single headers at the top, by room. A folder is a room of its own name.
 set(room_base version config error)
 set(room_parameter parameter)
-set(room_linear linear dense_linear any_linear)
+set(room_linear linear low_rank_product low_rank_merge low_rank_factors dropout_mask dense_linear any_linear)
 set(room_method_config module_selector module_pattern lora_config target_modules)
 set(room_method lora linear_cross_entropy)
-set(room_attach adapted_linear adapter_registry merge)
+set(room_attach named_adapter selection adapted_linear adapter_registry merge)
 set(room_umbrella peft)
 
 # What each room may include.
