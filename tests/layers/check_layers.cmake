@@ -7,7 +7,7 @@ endif()
 
 # Single headers at the top, by room. A folder is a room of its own name.
 set(room_base version config error)
-set(room_parameter parameter)
+set(room_parameter parameter loss_sum)
 set(room_linear linear low_rank_product low_rank_merge low_rank_factors dropout_mask dense_linear any_linear)
 set(room_method_config module_selector module_pattern lora_config target_modules)
 set(room_method lora linear_cross_entropy)

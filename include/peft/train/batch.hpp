@@ -1,5 +1,5 @@
 #pragma once
-/// What a model is trained on: several sequences laid end to end without padding, and the sums that come back.
+/// What a model is trained on: several sequences laid end to end without padding. The sums that come back: LossSum.
 
 #include <cstddef>
 #include <cstdint>
@@ -7,6 +7,7 @@
 
 #include "peft/core/scalar.hpp"
 #include "peft/error.hpp"
+#include "peft/loss_sum.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -54,22 +55,6 @@ struct PackedBatch {
                          offsets[s - 1], offsets[s]);
       }
     }
-  }
-};
-
-/// Sums over label tokens, added to by every batch.
-struct LossSum {
-  double loss = 0.0;  ///< sum of the tokens' cross-entropies, in nats
-  Index tokens = 0;   ///< label tokens
-  Index correct = 0;  ///< label tokens whose target has the largest logit
-
-  /// Mean cross-entropy over the label tokens; 0 where there are none.
-  double mean() const noexcept { return tokens > 0 ? loss / static_cast<double>(tokens) : 0.0; }
-  LossSum& operator+=(const LossSum& other) noexcept {
-    loss += other.loss;
-    tokens += other.tokens;
-    correct += other.correct;
-    return *this;
   }
 };
 
