@@ -1,7 +1,8 @@
 #pragma once
-/// Dynamic loss scaling for f16 activations, with the rules and defaults of torch.amp.GradScaler: the loss is multiplied
-/// by `scale`, so that small gradients do not vanish in f16; a step whose gradients are not finite is skipped and the
-/// scale halved; after 2000 good steps in a row it is doubled. Micikevicius et al., "Mixed Precision Training", 2018.
+/// Dynamic loss scaling for f16 activations, with the rules and defaults of torch.amp.GradScaler: the loss is
+/// multiplied by `scale`, so that small gradients do not vanish in f16; a step whose gradients are not finite is skipped
+/// and the scale halved; after 2000 good steps in a row it is doubled. Micikevicius et al., "Mixed Precision Training",
+/// 2018.
 
 #include "peft/core/scalar.hpp"
 
