@@ -70,9 +70,11 @@ struct GemmProblem {
   DType c_type = DType::kF32;  ///< kF32, kF16 or kBF16
 };
 
-/// Runs `problem` on `executor`. Same bits for any number of threads. noexcept but for memory exhaustion of the
-/// per-thread packing buffers.
+/// Runs `problem` on `executor`. Same bits for any number of threads. Throws only where PEFT_FORCE_ISA is wrong or
+/// memory for packing is exhausted.
 inline void gemm(const GemmProblem& problem, ExecutorRef executor);
 
 }  // namespace kernels
 PEFT_END_NAMESPACE
+
+#include "peft/kernels/gemm_driver.hpp"

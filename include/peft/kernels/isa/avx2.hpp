@@ -1,0 +1,120 @@
+#pragma once
+/// The vocabulary of AVX2 with FMA and F16C: eight floats. Tile 6 × 16: twelve accumulators, two of B, one of A and one
+/// spare of sixteen registers.
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "peft/config.hpp"
+#include "peft/core/scalar.hpp"
+#include "peft/kernels/kernel_types.hpp"
+
+PEFT_BEGIN_NAMESPACE
+PEFT_TARGET_BEGIN_AVX2
+namespace kernels::avx2 {
+
+using V = __m256;
+inline constexpr Index W = 8;
+inline constexpr int MR = 6;
+inline constexpr int NV = 2;
+
+PEFT_ALWAYS_INLINE V vload(const float* p) noexcept { return _mm256_loadu_ps(p); }
+PEFT_ALWAYS_INLINE void vstore(float* p, V v) noexcept { _mm256_storeu_ps(p, v); }
+PEFT_ALWAYS_INLINE __m256i part_mask(Index n) noexcept {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+PEFT_ALWAYS_INLINE V vload_part(const float* p, Index n) noexcept { return _mm256_maskload_ps(p, part_mask(n)); }
+PEFT_ALWAYS_INLINE void vstore_part(float* p, V v, Index n) noexcept { _mm256_maskstore_ps(p, part_mask(n), v); }
+PEFT_ALWAYS_INLINE V vload_bf16(const std::uint16_t* p) noexcept {
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+PEFT_ALWAYS_INLINE V vload_f16(const std::uint16_t* p) noexcept {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+PEFT_ALWAYS_INLINE void vstore_bf16(std::uint16_t* p, V v) noexcept {
+  const __m256i u = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+  const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(0x40));
+  const __m256i nan = _mm256_cmpgt_epi32(_mm256_and_si256(u, _mm256_set1_epi32(0x7FFFFFFF)),
+                                         _mm256_set1_epi32(0x7F800000));
+  const __m256i chosen = _mm256_blendv_epi8(rounded, quiet, nan);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(chosen, chosen), 0xD8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+}
+PEFT_ALWAYS_INLINE void vstore_f16(std::uint16_t* p, V v) noexcept {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+PEFT_ALWAYS_INLINE V vset1(float x) noexcept { return _mm256_set1_ps(x); }
+PEFT_ALWAYS_INLINE V vfma(V a, V b, V c) noexcept { return _mm256_fmadd_ps(a, b, c); }
+PEFT_ALWAYS_INLINE V vadd(V a, V b) noexcept { return _mm256_add_ps(a, b); }
+PEFT_ALWAYS_INLINE V vsub(V a, V b) noexcept { return _mm256_sub_ps(a, b); }
+PEFT_ALWAYS_INLINE V vmul(V a, V b) noexcept { return _mm256_mul_ps(a, b); }
+PEFT_ALWAYS_INLINE V vdiv(V a, V b) noexcept { return _mm256_div_ps(a, b); }
+PEFT_ALWAYS_INLINE V vsqrt(V a) noexcept { return _mm256_sqrt_ps(a); }
+PEFT_ALWAYS_INLINE V vmin(V a, V b) noexcept { return _mm256_min_ps(a, b); }
+PEFT_ALWAYS_INLINE V vmax(V a, V b) noexcept { return _mm256_max_ps(a, b); }
+PEFT_ALWAYS_INLINE V vround(V a) noexcept {
+  return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+PEFT_ALWAYS_INLINE V vpow2(V n) noexcept {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+PEFT_ALWAYS_INLINE V vzero_below(V x, float bound, V v) noexcept {
+  return _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(bound), _CMP_LT_OQ), v);
+}
+PEFT_ALWAYS_INLINE float vsum(V a) noexcept {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+PEFT_ALWAYS_INLINE float vlargest(V a) noexcept {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+PEFT_ALWAYS_INLINE void vsum_squares(V a, double* lanes) noexcept {
+  const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+  const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+  _mm256_storeu_pd(lanes, _mm256_fmadd_pd(low, low, _mm256_loadu_pd(lanes)));
+  _mm256_storeu_pd(lanes + 4, _mm256_fmadd_pd(high, high, _mm256_loadu_pd(lanes + 4)));
+}
+PEFT_ALWAYS_INLINE bool vany_non_finite(V a) noexcept {
+  const __m256i exponent = _mm256_set1_epi32(0x7F800000);
+  const __m256i bits = _mm256_and_si256(_mm256_castps_si256(a), exponent);
+  return _mm256_movemask_epi8(_mm256_cmpeq_epi32(bits, exponent)) != 0;
+}
+PEFT_ALWAYS_INLINE V vmask(const std::uint8_t* bits, Index column, Index columns, float scale) noexcept {
+  if (column >= columns) return _mm256_setzero_ps();
+  const __m256i byte = _mm256_set1_epi32(bits[column / 8]);
+  const __m256i select = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i kept = _mm256_cmpeq_epi32(_mm256_and_si256(byte, select), select);
+  return _mm256_and_ps(_mm256_castsi256_ps(kept), _mm256_set1_ps(scale));
+}
+/// Transposes an 8 × 8 block held in eight vectors.
+PEFT_ALWAYS_INLINE void vtranspose(V* r) noexcept {
+  V t[8], u[8];
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xEE);
+    u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x20);
+    r[4 + i] = _mm256_permute2f128_ps(u[i], u[4 + i], 0x31);
+  }
+}
+
+#include "peft/kernels/isa/body.inc"
+
+}  // namespace kernels::avx2
+PEFT_TARGET_END
+PEFT_END_NAMESPACE

@@ -1,0 +1,136 @@
+#pragma once
+/// The vocabulary of AVX-512 (F, BW, DQ, VL): sixteen floats. Tile 14 × 32: 28 accumulators, two of B; A is broadcast
+/// from memory.
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "peft/config.hpp"
+#include "peft/core/scalar.hpp"
+#include "peft/kernels/kernel_types.hpp"
+
+PEFT_BEGIN_NAMESPACE
+PEFT_TARGET_BEGIN_AVX512
+namespace kernels::avx512 {
+
+using V = __m512;
+inline constexpr Index W = 16;
+inline constexpr int MR = 14;
+inline constexpr int NV = 2;
+
+// Full masks: g++ 12 takes the unmasked forms' undefined third operand for an uninitialised variable and warns in every
+// consumer; with a full mask the same instruction comes out.
+inline constexpr __mmask16 kAll = 0xFFFF;
+inline constexpr __mmask8 kAll8 = 0xFF;
+
+PEFT_ALWAYS_INLINE V vload(const float* p) noexcept { return _mm512_loadu_ps(p); }
+PEFT_ALWAYS_INLINE void vstore(float* p, V v) noexcept { _mm512_storeu_ps(p, v); }
+PEFT_ALWAYS_INLINE __mmask16 part_mask(Index n) noexcept {
+  return static_cast<__mmask16>(n >= 16 ? 0xFFFFu : (1u << n) - 1u);
+}
+PEFT_ALWAYS_INLINE V vload_part(const float* p, Index n) noexcept { return _mm512_maskz_loadu_ps(part_mask(n), p); }
+PEFT_ALWAYS_INLINE void vstore_part(float* p, V v, Index n) noexcept { _mm512_mask_storeu_ps(p, part_mask(n), v); }
+PEFT_ALWAYS_INLINE V vload_bf16(const std::uint16_t* p) noexcept {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(kAll, _mm512_maskz_cvtepu16_epi32(kAll, half), 16));
+}
+PEFT_ALWAYS_INLINE V vload_f16(const std::uint16_t* p) noexcept {
+  return _mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+PEFT_ALWAYS_INLINE void vstore_bf16(std::uint16_t* p, V v) noexcept {
+  const __m512i u = _mm512_castps_si512(v);
+  const __m512i high = _mm512_maskz_srli_epi32(kAll, u, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_maskz_srli_epi32(kAll, _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+  const __mmask16 nan = _mm512_cmpgt_epi32_mask(_mm512_and_si512(u, _mm512_set1_epi32(0x7FFFFFFF)),
+                                                _mm512_set1_epi32(0x7F800000));
+  rounded = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(kAll, rounded));
+}
+PEFT_ALWAYS_INLINE void vstore_f16(std::uint16_t* p, V v) noexcept {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(kAll, v, _MM_FROUND_TO_NEAREST_INT));
+}
+PEFT_ALWAYS_INLINE V vset1(float x) noexcept { return _mm512_set1_ps(x); }
+PEFT_ALWAYS_INLINE V vfma(V a, V b, V c) noexcept { return _mm512_fmadd_ps(a, b, c); }
+PEFT_ALWAYS_INLINE V vadd(V a, V b) noexcept { return _mm512_add_ps(a, b); }
+PEFT_ALWAYS_INLINE V vsub(V a, V b) noexcept { return _mm512_sub_ps(a, b); }
+PEFT_ALWAYS_INLINE V vmul(V a, V b) noexcept { return _mm512_mul_ps(a, b); }
+PEFT_ALWAYS_INLINE V vdiv(V a, V b) noexcept { return _mm512_div_ps(a, b); }
+PEFT_ALWAYS_INLINE V vsqrt(V a) noexcept { return _mm512_maskz_sqrt_ps(kAll, a); }
+PEFT_ALWAYS_INLINE V vmin(V a, V b) noexcept { return _mm512_maskz_min_ps(kAll, a, b); }
+PEFT_ALWAYS_INLINE V vmax(V a, V b) noexcept { return _mm512_maskz_max_ps(kAll, a, b); }
+PEFT_ALWAYS_INLINE V vround(V a) noexcept {
+  return _mm512_maskz_roundscale_ps(kAll, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+PEFT_ALWAYS_INLINE V vpow2(V n) noexcept {
+  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(kAll, _mm512_add_epi32(_mm512_maskz_cvtps_epi32(kAll, n), _mm512_set1_epi32(127)), 23));
+}
+PEFT_ALWAYS_INLINE V vzero_below(V x, float bound, V v) noexcept {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_NLT_UQ), v);
+}
+PEFT_ALWAYS_INLINE __m256 lower_half(V a) noexcept { return _mm512_maskz_extractf32x8_ps(kAll8, a, 0); }
+PEFT_ALWAYS_INLINE __m256 upper_half(V a) noexcept { return _mm512_maskz_extractf32x8_ps(kAll8, a, 1); }
+PEFT_ALWAYS_INLINE float vsum(V a) noexcept {
+  const __m256 low = lower_half(a);
+  const __m256 high = upper_half(a);
+  const __m256 eight = _mm256_add_ps(low, high);
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+PEFT_ALWAYS_INLINE float vlargest(V a) noexcept {
+  const __m256 low = lower_half(a);
+  const __m256 high = upper_half(a);
+  const __m256 eight = _mm256_max_ps(low, high);
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+PEFT_ALWAYS_INLINE void vsum_squares(V a, double* lanes) noexcept {
+  const __m512d low = _mm512_maskz_cvtps_pd(kAll8, lower_half(a));
+  const __m512d high = _mm512_maskz_cvtps_pd(kAll8, upper_half(a));
+  _mm512_storeu_pd(lanes, _mm512_fmadd_pd(low, low, _mm512_loadu_pd(lanes)));
+  _mm512_storeu_pd(lanes + 8, _mm512_fmadd_pd(high, high, _mm512_loadu_pd(lanes + 8)));
+}
+PEFT_ALWAYS_INLINE bool vany_non_finite(V a) noexcept {
+  const __m512i exponent = _mm512_set1_epi32(0x7F800000);
+  return _mm512_cmpeq_epi32_mask(_mm512_and_si512(_mm512_castps_si512(a), exponent), exponent) != 0;
+}
+PEFT_ALWAYS_INLINE V vmask(const std::uint8_t* bits, Index column, Index columns, float scale) noexcept {
+  unsigned kept = column < columns ? bits[column / 8] : 0u;
+  if (column + 8 < columns) kept |= static_cast<unsigned>(bits[column / 8 + 1]) << 8;
+  return _mm512_maskz_mov_ps(static_cast<__mmask16>(kept), _mm512_set1_ps(scale));
+}
+/// Transposes a 16 × 16 block held in sixteen vectors.
+PEFT_ALWAYS_INLINE void vtranspose(V* r) noexcept {
+  V t[16];
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_maskz_unpacklo_ps(kAll, r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_maskz_unpackhi_ps(kAll, r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; ++i) {  // r[4i + j]: column j of each 4 × 4 block of rows 4i…4i+3
+    r[4 * i] = _mm512_maskz_shuffle_ps(kAll, t[4 * i], t[4 * i + 2], 0x44);
+    r[4 * i + 1] = _mm512_maskz_shuffle_ps(kAll, t[4 * i], t[4 * i + 2], 0xEE);
+    r[4 * i + 2] = _mm512_maskz_shuffle_ps(kAll, t[4 * i + 1], t[4 * i + 3], 0x44);
+    r[4 * i + 3] = _mm512_maskz_shuffle_ps(kAll, t[4 * i + 1], t[4 * i + 3], 0xEE);
+  }
+  for (int j = 0; j < 4; ++j) {  // the 4 × 4 arrangement of 128-bit lanes, transposed
+    const V a = _mm512_maskz_shuffle_f32x4(kAll, r[j], r[4 + j], 0x88);
+    const V b = _mm512_maskz_shuffle_f32x4(kAll, r[j], r[4 + j], 0xDD);
+    const V c = _mm512_maskz_shuffle_f32x4(kAll, r[8 + j], r[12 + j], 0x88);
+    const V d = _mm512_maskz_shuffle_f32x4(kAll, r[8 + j], r[12 + j], 0xDD);
+    t[j] = _mm512_maskz_shuffle_f32x4(kAll, a, c, 0x88);
+    t[8 + j] = _mm512_maskz_shuffle_f32x4(kAll, a, c, 0xDD);
+    t[4 + j] = _mm512_maskz_shuffle_f32x4(kAll, b, d, 0x88);
+    t[12 + j] = _mm512_maskz_shuffle_f32x4(kAll, b, d, 0xDD);
+  }
+  for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+
+#include "peft/kernels/isa/body.inc"
+
+}  // namespace kernels::avx512
+PEFT_TARGET_END
+PEFT_END_NAMESPACE

@@ -1,0 +1,69 @@
+#pragma once
+/// The vocabulary without vectors: one float at a time, for every processor.
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "peft/config.hpp"
+#include "peft/core/scalar.hpp"
+#include "peft/kernels/kernel_types.hpp"
+
+PEFT_BEGIN_NAMESPACE
+namespace kernels::scalar {
+
+using V = float;
+inline constexpr Index W = 1;
+inline constexpr int MR = 4;
+inline constexpr int NV = 4;
+
+PEFT_ALWAYS_INLINE V vload(const float* p) noexcept { return *p; }
+PEFT_ALWAYS_INLINE void vstore(float* p, V v) noexcept { *p = v; }
+PEFT_ALWAYS_INLINE V vload_part(const float* p, Index n) noexcept { return n > 0 ? *p : 0.0f; }
+PEFT_ALWAYS_INLINE void vstore_part(float* p, V v, Index n) noexcept {
+  if (n > 0) *p = v;
+}
+PEFT_ALWAYS_INLINE V vload_bf16(const std::uint16_t* p) noexcept {
+  bf16 h;
+  h.bits = *p;
+  return static_cast<float>(h);
+}
+PEFT_ALWAYS_INLINE V vload_f16(const std::uint16_t* p) noexcept {
+  f16 h;
+  h.bits = *p;
+  return static_cast<float>(h);
+}
+PEFT_ALWAYS_INLINE void vstore_bf16(std::uint16_t* p, V v) noexcept { *p = bf16(v).bits; }
+PEFT_ALWAYS_INLINE void vstore_f16(std::uint16_t* p, V v) noexcept { *p = f16(v).bits; }
+PEFT_ALWAYS_INLINE V vset1(float x) noexcept { return x; }
+PEFT_ALWAYS_INLINE V vfma(V a, V b, V c) noexcept { return a * b + c; }
+PEFT_ALWAYS_INLINE V vadd(V a, V b) noexcept { return a + b; }
+PEFT_ALWAYS_INLINE V vsub(V a, V b) noexcept { return a - b; }
+PEFT_ALWAYS_INLINE V vmul(V a, V b) noexcept { return a * b; }
+PEFT_ALWAYS_INLINE V vdiv(V a, V b) noexcept { return a / b; }
+PEFT_ALWAYS_INLINE V vsqrt(V a) noexcept { return std::sqrt(a); }
+// Both give b where a number is NaN, as the vector instructions do.
+PEFT_ALWAYS_INLINE V vmin(V a, V b) noexcept { return a < b ? a : b; }
+PEFT_ALWAYS_INLINE V vmax(V a, V b) noexcept { return a > b ? a : b; }
+PEFT_ALWAYS_INLINE V vround(V a) noexcept { return std::nearbyint(a); }
+PEFT_ALWAYS_INLINE V vpow2(V n) noexcept {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(static_cast<std::int32_t>(n) + 127) << 23);
+}
+/// x < bound ? 0 : v
+PEFT_ALWAYS_INLINE V vzero_below(V x, float bound, V v) noexcept { return x < bound ? 0.0f : v; }
+PEFT_ALWAYS_INLINE float vsum(V a) noexcept { return a; }
+PEFT_ALWAYS_INLINE float vlargest(V a) noexcept { return a; }
+PEFT_ALWAYS_INLINE void vsum_squares(V a, double* lanes) noexcept {
+  lanes[0] += static_cast<double>(a) * static_cast<double>(a);
+}
+PEFT_ALWAYS_INLINE bool vany_non_finite(V a) noexcept { return !is_finite(a); }
+PEFT_ALWAYS_INLINE V vmask(const std::uint8_t* bits, Index column, Index columns, float scale) noexcept {
+  return column < columns && ((bits[column / 8] >> (column % 8)) & 1u) != 0 ? scale : 0.0f;
+}
+PEFT_ALWAYS_INLINE void vtranspose(V*) noexcept {}
+
+#include "peft/kernels/isa/body.inc"
+
+}  // namespace kernels::scalar
+PEFT_END_NAMESPACE

@@ -1,0 +1,90 @@
+#pragma once
+/// The signatures of the kernels that exist once per instruction set.
+
+#include <cstdint>
+
+#include "peft/core/scalar.hpp"
+
+PEFT_BEGIN_NAMESPACE
+namespace kernels {
+
+/// Largest tile of any instruction set: bounds buffers on the stack.
+inline constexpr Index kMaxTileRows = 14;
+inline constexpr Index kMaxTileColumns = 32;
+
+/// One tile of the matrix product: C[rows, NR] = (load_c ? C : 0) + bias + mask∘(Al·Bl) + A·B, over packed operands
+/// A [k][MR] and B [k][NR]. A full MR × NR tile of C is read and written.
+struct TileCall {
+  Index low_rank_k = 0;
+  const float* low_rank_a = nullptr;
+  const float* low_rank_b = nullptr;
+  const std::uint8_t* mask = nullptr;  ///< bits of the tile's first row, counted from column 0
+  Index mask_stride = 0;
+  Index mask_column = 0;   ///< first column of the tile; a multiple of NR
+  Index mask_columns = 0;  ///< columns of the whole mask
+  Index mask_rows = 0;     ///< rows of the tile that the mask has
+  float mask_scale = 1.0f;
+  Index k = 0;
+  const float* a = nullptr;
+  const float* b = nullptr;
+  float* c = nullptr;
+  Index c_stride = 0;
+  bool load_c = false;
+  const float* bias = nullptr;  ///< NR values or nullptr
+};
+
+/// Coefficients of one AdamW step in float.
+struct AdamWFloats {
+  float beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, inverse_root_correction2, eps, decay, grad_scale;
+};
+
+struct KernelTable {
+  Index tile_rows;     ///< MR
+  Index tile_columns;  ///< NR
+  void (*tile)(const TileCall& call) noexcept;
+  /// dst[k*ld + i] = src[i*stride + k] for i < rows ≤ NR, k < kc; writes whole vectors: up to `ld rounded up` floats past
+  /// a row's end are overwritten in ascending order of k, and rows in [rows, width) get 0.
+  void (*pack_transposed)(const void* src, Index stride, DType type, Index rows, Index width, Index kc, float* dst,
+                          Index ld) noexcept;
+  /// dst[k*ld + j] = src[k*stride + j] for j < cols, 0 for j in [cols, width).
+  void (*pack_straight)(const void* src, Index stride, DType type, Index cols, Index width, Index kc, float* dst,
+                        Index ld) noexcept;
+  /// y[i*y_stride + j] = Σ_k x[i*x_stride + k]·w[j*w_stride + k], i < m ≤ 4, j < n.
+  void (*dots)(const float* x, Index x_stride, Index m, const void* w, Index w_stride, DType w_type, Index n, Index k,
+               float* y, Index y_stride) noexcept;
+  /// g[q*g_stride + j] += Σ_i s[i*s_stride + q]·x[i*x_stride + j], i < m, q < r, j < n.
+  void (*outer_update)(Index m, Index r, Index n, const float* s, Index s_stride, const float* x, Index x_stride,
+                       float* g, Index g_stride) noexcept;
+  void (*widen)(Index n, const void* src, DType type, float* dst) noexcept;
+  void (*narrow)(Index n, const float* src, DType type, void* dst) noexcept;
+  /// x[j] *= bit(column + j) ? scale : 0; column is a multiple of 16.
+  void (*apply_mask)(Index n, const std::uint8_t* bits, Index column, Index columns, float scale, float* x) noexcept;
+  void (*adamw)(Index n, float* param, const float* grad, float* m, float* v, const AdamWFloats& step) noexcept;
+  double (*squared_norm)(Index n, const float* x) noexcept;
+  bool (*any_non_finite)(Index n, const float* x) noexcept;
+  void (*scale)(Index n, float factor, float* x) noexcept;
+  float (*max)(Index n, const float* x) noexcept;
+  /// y[j] = exp(x[j] - shift); returns the sum. y may be x.
+  float (*exp_sum)(Index n, const float* x, float shift, float* y) noexcept;
+  /// Σ exp(x[j] - shift) without storing.
+  double (*sum_exp)(Index n, const float* x, float shift) noexcept;
+  float (*dot)(Index n, const float* x, const float* y) noexcept;
+  /// y += a·x
+  void (*axpy)(Index n, float a, const float* x, float* y) noexcept;
+  void (*add)(Index n, const float* x, float* y) noexcept;
+  /// y[j] = x[j]·w[j]·factor
+  void (*scale_by)(Index n, const float* x, const float* w, float factor, float* y) noexcept;
+  /// dx[j] (+)= dy[j]·w[j]·factor − x[j]·shift
+  void (*norm_backward)(Index n, const float* dy, const float* w, const float* x, float factor, float shift,
+                        bool accumulate, float* dx) noexcept;
+  /// Σ dy·w·x
+  float (*dot3)(Index n, const float* dy, const float* w, const float* x) noexcept;
+  void (*swiglu)(Index n, const float* gate, const float* up, float* y) noexcept;
+  void (*swiglu_backward)(Index n, const float* dy, const float* gate, const float* up, float* dgate,
+                          float* dup) noexcept;
+  /// Rotates pairs (x[j], x[half+j]) by the angle whose cosine and sine are given; sign −1 turns back.
+  void (*rotate)(Index half, const float* cosine, const float* sine, float sign, float* x) noexcept;
+};
+
+}  // namespace kernels
+PEFT_END_NAMESPACE
