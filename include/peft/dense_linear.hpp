@@ -162,9 +162,10 @@ class DenseLinear {
   [[nodiscard]] MergeUndo merge(std::span<const BasicMergeTerm<accumulator_type>> terms,
                                 ExecutorRef executor = default_executor()) {
     Matrix<W> merged(out_features(), in_features());
-    for (Index j = 0; j < weight_.rows && weight_.cols > 0; ++j) {
-      std::memcpy(static_cast<void*>(merged.row(j)), weight_.row(j), static_cast<std::size_t>(weight_.cols) * sizeof(W));
-    }
+    const std::size_t row_bytes = static_cast<std::size_t>(in_features()) * sizeof(W);
+    parallel_for_ranges(executor, row_bytes > 0 ? out_features() : 0, detail::kMergeRows, [&](Index first, Index last) {
+      for (Index j = first; j < last; ++j) std::memcpy(static_cast<void*>(merged.row(j)), weight_.row(j), row_bytes);
+    });
     detail::add_merge_terms<W>(terms, merged.view(), "DenseLinear::merge", executor);
     MergeUndo undo{std::move(owned_), std::move(keep_alive_), weight_};
     owned_ = std::move(merged);

@@ -32,7 +32,7 @@ class DropoutMask {
     parallel_for_ranges(executor, rows, kRows, [&](Index first, Index last) {
       for (Index i = first; i < last; ++i) dropout_mask_row(key_, i, cols, p, scratch.data() + i * stride);
     });
-    return {scratch.data(), stride, 1.0f / (1.0f - p)};
+    return {scratch.data(), stride, static_cast<float>(1.0 / (1.0 - static_cast<double>(p)))};
   }
 
  private:

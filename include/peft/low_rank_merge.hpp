@@ -3,7 +3,7 @@
 ///   W' = W + Σ_t scale_t · B_t·A_t      W [out,in], B_t [out,r_t], A_t [r_t,in]
 /// Sums are in float (double for double) and rounded once to W's type. A result that is not finite is refused.
 
-#include <algorithm>
+#include <cstdint>
 #include <span>
 #include <string_view>
 
@@ -15,6 +15,9 @@
 PEFT_BEGIN_NAMESPACE
 
 namespace detail {
+
+/// Rows of a task: enough to amortise a call, few enough to spread.
+inline constexpr Index kMergeRows = 32;
 
 template <Scalar W>
 bool is_finite_element(W value) noexcept {
@@ -62,15 +65,20 @@ void add_merge_terms(std::span<const BasicMergeTerm<Accumulator<W>>> terms, Matr
     problem.c_type = dtype_of<W>();
     if (problem.low_rank_count > 0) kernels::gemm(problem, executor);
   }
+  Buffer<std::uint8_t> broken(weight.rows);
+  parallel_for_ranges(executor, weight.rows, kMergeRows, [&](Index first, Index last) {
+    for (Index j = first; j < last; ++j) {
+      std::uint8_t any = 0;
+      for (Index k = 0; k < weight.cols; ++k) any |= is_finite_element(weight(j, k)) ? std::uint8_t{0} : std::uint8_t{1};
+      broken[j] = any;
+    }
+  });
   for (Index j = 0; j < weight.rows; ++j) {
-    unsigned broken = 0;
-    for (Index k = 0; k < weight.cols; ++k) broken |= is_finite_element(weight(j, k)) ? 0u : 1u;
-    for (Index k = 0; broken != 0 && k < weight.cols; ++k) {
-      if (!is_finite_element(weight(j, k))) {
-        fail<NumericError>("{}: element [{}, {}] of the merged weight is {}; expected finite numbers (the adapter or the "
-                           "weight is broken, or the sum is too large for the weight's type)",
-                           who, j, k, static_cast<double>(static_cast<Accumulator<W>>(weight(j, k))));
-      }
+    for (Index k = 0; broken[j] != 0 && k < weight.cols; ++k) {
+      if (is_finite_element(weight(j, k))) continue;
+      fail<NumericError>("{}: element [{}, {}] of the merged weight is {}; expected finite numbers (the adapter or the "
+                         "weight is broken, or the sum is too large for the weight's type)",
+                         who, j, k, static_cast<double>(static_cast<Accumulator<W>>(weight(j, k))));
     }
   }
 }
@@ -81,8 +89,7 @@ void add_merge_terms(std::span<const BasicMergeTerm<Accumulator<W>>> terms, Matr
 template <PanelSource L>
 Matrix<float> merged_weight(const L& base, std::span<const MergeTerm> terms, ExecutorRef executor) {
   Matrix<float> result(base.out_features(), base.in_features());
-  constexpr Index kRows = 32;  // a task's rows: enough to amortise the call, few enough to spread
-  parallel_for_ranges(executor, result.rows(), kRows, [&](Index first, Index last) {
+  parallel_for_ranges(executor, result.rows(), detail::kMergeRows, [&](Index first, Index last) {
     base.fill_panel(0, result.cols(), first, last - first, result.row(first), result.cols(), Order::kBackward);
   });
   detail::add_merge_terms<float>(terms, result.view(), "merged_weight", executor);

@@ -1,0 +1,81 @@
+#pragma once
+/// Adapters merged into the weights they adapt, and out again bit for bit:
+///   W' = W + Σ_a w_a·s_a·B_a·A_a
+/// The old weights are kept (moved where owned, referred to where mapped), since (W+d)−d is not W.
+
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "peft/adapted_linear.hpp"
+#include "peft/low_rank_merge.hpp"
+
+PEFT_BEGIN_NAMESPACE
+
+/// What merge_adapter replaced. Give it to unmerge_adapter, or drop it to keep the merged weights (merge_and_unload).
+template <Scalar T>
+struct MergedAdapters {
+  struct Site {
+    AdaptedLinear<T>* linear;
+    AnyMergeUndo undo;
+  };
+  std::vector<Site> sites;
+};
+
+/// Brings every weight back as it was before merge_adapter.
+template <Scalar T>
+void unmerge_adapter(MergedAdapters<T>& merged) {
+  for (auto& site : merged.sites) {
+    site.linear->base().restore(std::move(site.undo));
+    site.linear->set_merged(false);
+  }
+  merged.sites.clear();
+}
+
+/// Merges the selection into the base weights of `sites`; until unmerge_adapter their forward is the base's alone, as in
+/// PEFT. All or nothing: where one site throws (ConfigError: not mergeable, or merged already; NumericError: a weight would
+/// not be finite), all are as before. No other thread may use the sites meanwhile.
+template <Scalar T>
+[[nodiscard]] MergedAdapters<T> merge_adapter(std::span<AdaptedLinear<T>* const> sites, const Selection<T>& selection) {
+  MergedAdapters<T> merged;
+  merged.sites.reserve(sites.size());
+  try {
+    for (AdaptedLinear<T>* site : sites) {
+      const auto terms = site->merge_terms(selection);
+      if (terms.empty()) continue;
+      if (site->is_merged()) {
+        fail<ConfigError>("merge_adapter: {}: adapters are merged into its weight already; unmerge first", site->name());
+      }
+      try {
+        merged.sites.push_back({site, site->base().merge(terms)});
+      } catch (const NumericError& error) {
+        fail<NumericError>("merge_adapter: {}: {}", site->name(), error.what());
+      } catch (const ConfigError& error) {
+        fail<ConfigError>("merge_adapter: {}: {}", site->name(), error.what());
+      }
+      site->set_merged(true);
+    }
+  } catch (...) {
+    unmerge_adapter(merged);
+    throw;
+  }
+  return merged;
+}
+
+/// A merged copy of one site's weight in float [out, in]; the site stays as it is. Throws ConfigError where its base is no
+/// PanelSource, NumericError where an element would not be finite; the text names the site.
+template <Scalar T>
+Matrix<float> merged_weight(const AdaptedLinear<T>& site, const Selection<T>& selection,
+                            ExecutorRef executor = default_executor())
+  requires(!std::same_as<T, double>)
+{
+  try {
+    return site.base().merged_weight(site.merge_terms(selection), executor);
+  } catch (const NumericError& error) {
+    fail<NumericError>("merged_weight: {}: {}", site.name(), error.what());
+  } catch (const ConfigError& error) {
+    fail<ConfigError>("merged_weight: {}: {}", site.name(), error.what());
+  }
+}
+
+PEFT_END_NAMESPACE

@@ -1,0 +1,1 @@
+peft_add_test(gradient_methods ${CMAKE_CURRENT_LIST_DIR}/lora_gradient_test.cpp LABELS unit gradient)
