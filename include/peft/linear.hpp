@@ -6,13 +6,11 @@
 #include <span>
 #include <type_traits>
 
+#include "peft/core/accumulate.hpp"
 #include "peft/core/executor.hpp"
 #include "peft/core/view.hpp"
 
 PEFT_BEGIN_NAMESPACE
-
-/// Whether a result overwrites its destination or is added to it.
-enum class Accumulate : bool { kOverwrite = false, kAdd = true };
 
 /// What a panel of a weight W [out, in] holds.
 enum class Order : std::uint8_t {

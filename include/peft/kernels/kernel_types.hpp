@@ -52,9 +52,9 @@ struct KernelTable {
   /// y[i*y_stride + j] = Σ_k x[i*x_stride + k]·w[j*w_stride + k], i < m ≤ 4, j < n.
   void (*dots)(const float* x, Index x_stride, Index m, const void* w, Index w_stride, DType w_type, Index n, Index k,
                float* y, Index y_stride) noexcept;
-  /// g[q*g_stride + j] += Σ_i s[i*s_stride + q]·x[i*x_stride + j], i < m, q < r, j < n.
-  void (*outer_update)(Index m, Index r, Index n, const float* s, Index s_stride, const float* x, Index x_stride,
-                       float* g, Index g_stride) noexcept;
+  /// g[q*g_stride + j] += Σ_i s[i*s_stride + q*s_step]·x[i*x_stride + j], i < m, q < r, j < n.
+  void (*outer_update)(Index m, Index r, Index n, const float* s, Index s_stride, Index s_step, const float* x,
+                       Index x_stride, float* g, Index g_stride) noexcept;
   void (*widen)(Index n, const void* src, DType type, float* dst) noexcept;
   void (*narrow)(Index n, const float* src, DType type, void* dst) noexcept;
   /// x[j] *= bit(column + j) ? scale : 0; column is a multiple of 16.
@@ -79,6 +79,8 @@ struct KernelTable {
                         bool accumulate, float* dx) noexcept;
   /// Σ dy·w·x
   float (*dot3)(Index n, const float* dy, const float* w, const float* x) noexcept;
+  /// ds[j] = factor·p[j]·(ds[j] − delta)
+  void (*softmax_backward)(Index n, const float* p, float delta, float factor, float* ds) noexcept;
   void (*swiglu)(Index n, const float* gate, const float* up, float* y) noexcept;
   void (*swiglu_backward)(Index n, const float* dy, const float* gate, const float* up, float* dgate,
                           float* dup) noexcept;

@@ -88,7 +88,7 @@ void skinny_gradient(Index m, Index k, Index r, const float* s, Index s_stride, 
     for (Index i = 0; i < m; i += kSkinnyDepth) {
       const Index rows = std::min(kSkinnyDepth, m - i);
       widen_masked(t, x, x_stride, x_type, mask, i, rows, first, n, k, memory);
-      t.outer_update(rows, r, n, s + i * s_stride, s_stride, memory, n, sums, n);
+      t.outer_update(rows, r, n, s + i * s_stride, s_stride, 1, memory, n, sums, n);
     }
     finish(first, n, sums);
   });

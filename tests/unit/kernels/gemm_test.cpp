@@ -18,7 +18,7 @@ namespace {
 // A matrix in any storage with a row stride; everything outside the matrix is NaN, so that a read past it shows.
 struct Stored {
   Stored(Philox& rng, Index rows, Index cols, DType type, bool transposed)
-      : rows_(rows), cols_(cols), type_(type), transposed_(transposed) {
+      : type_(type), transposed_(transposed) {
     const Index r = transposed ? cols : rows, c = transposed ? rows : cols;
     stride_ = c + 3;
     values_.assign(static_cast<std::size_t>(r * stride_), std::numeric_limits<float>::quiet_NaN());
@@ -55,7 +55,7 @@ struct Stored {
   }
 
  private:
-  Index rows_, cols_, stride_;
+  Index stride_ = 0;
   DType type_;
   bool transposed_;
   std::vector<float> values_;

@@ -1,0 +1,235 @@
+#pragma once
+/// Grouped-query attention over sequences packed one after another (Vaswani et al., 2017; Ainslie et al., "GQA", 2023):
+///   out_i = Σ_j P_ij v_j,   P_i = softmax_j(scale · q_i·k_j),   query head h reads key/value head h / (H_q / H_kv)
+///   q, out [tokens, H_q·d]; keys, values [key_count, H_kv·d] per sequence
+/// Saved for backward: log_sum_exp [tokens, H_q] (Dao et al., "FlashAttention", 2022); P is recomputed:
+///   D_i = dout_i·out_i;  dS_ij = P_ij (dout_i·v_j − D_i);  dv_j = Σ_i P_ij dout_i;
+///   dq_i = scale Σ_j dS_ij k_j;  dk_j = scale Σ_i dS_ij q_i
+/// One task owns one key/value head of one sequence, so every sum has one owner and one order.
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+
+#include "peft/core/parallel.hpp"
+#include "peft/ops/attention_reference.hpp"
+#include "peft/ops/attention_types.hpp"
+#include "peft/ops/rows.hpp"
+
+PEFT_BEGIN_NAMESPACE
+namespace ops {
+namespace detail {
+
+// Query rows whose scores stand in memory at once: four per register tile, sixteen to reuse a row of keys.
+inline constexpr Index kQueryRows = 16;
+
+/// The keys or values of one head as one float matrix [prefix + own, d]: in place where that is how they stand.
+template <Scalar T>
+struct HeadRows {
+  const float* data;
+  Index stride;
+
+  static Index memory(const AttentionSegment<T>& segment, Index d) noexcept {
+    return Half<T> || segment.prefix_keys.rows > 0 ? (segment.prefix_keys.rows + segment.keys.rows) * d : 0;
+  }
+  HeadRows(const kernels::KernelTable& t, MatrixView<const T> prefix, MatrixView<const T> own, Index head, Index d,
+           float* memory) {
+    if constexpr (!Half<T>) {
+      if (prefix.rows == 0) {
+        data = own.data + head * d;
+        stride = own.stride;
+        return;
+      }
+    }
+    for (Index j = 0; j < prefix.rows; ++j) t.widen(d, prefix.row(j) + head * d, dtype_of<T>(), memory + j * d);
+    for (Index j = 0; j < own.rows; ++j) {
+      t.widen(d, own.row(j) + head * d, dtype_of<T>(), memory + (prefix.rows + j) * d);
+    }
+    data = memory;
+    stride = d;
+  }
+};
+
+/// Rows [first, first + rows) of one head as floats [rows, d]: in place for float.
+template <Scalar T>
+std::pair<const float*, Index> head_block(const kernels::KernelTable& t, MatrixView<const T> x, Index first, Index rows,
+                                          Index column, Index d, float* memory) noexcept {
+  if constexpr (Half<T>) {
+    for (Index i = 0; i < rows; ++i) t.widen(d, x.row(first + i) + column, dtype_of<T>(), memory + i * d);
+    return {memory, d};
+  } else {
+    (void)t, (void)rows, (void)d, (void)memory;
+    return {x.row(first) + column, x.stride};
+  }
+}
+
+/// scores[i*stride + j] = x_i·w_j for i < rows, j < n.
+inline void all_dots(const kernels::KernelTable& t, const float* x, Index x_stride, Index rows, const float* w,
+                     Index w_stride, Index n, Index d, float* scores, Index stride) noexcept {
+  for (Index i = 0; i < rows; i += 4) {
+    t.dots(x + i * x_stride, x_stride, std::min<Index>(4, rows - i), w, w_stride, DType::kF32, n, d,
+           scores + i * stride, stride);
+  }
+}
+
+/// Keys that row `i` of the segment's queries sees, the prefix among them.
+template <Scalar T>
+Index visible_keys(const AttentionSegment<T>& s, Index i, bool causal) noexcept {
+  return s.prefix_keys.rows + (causal ? s.keys.rows - s.query_count + i + 1 : s.keys.rows);
+}
+
+template <Scalar T>
+void forward_head(const kernels::KernelTable& t, MatrixView<const T> q, const AttentionSegment<T>& s,
+                  const AttentionShape& shape, Index head, MatrixView<T> out, MatrixView<float> log_sum_exp) {
+  const Index d = shape.head_dim, group = shape.query_heads / shape.kv_heads;
+  const Index keys = s.prefix_keys.rows + s.keys.rows;
+  const Index room = HeadRows<T>::memory(s, d);
+  float* memory = kernels::scratch(kernels::ScratchSlot::kTile, 2 * room + kQueryRows * (keys + 2 * d));
+  const HeadRows<T> k(t, s.prefix_keys, s.keys, head, d, memory);
+  const HeadRows<T> v(t, s.prefix_values, s.values, head, d, memory + room);
+  float* scores = memory + 2 * room;
+  float* query_memory = scores + kQueryRows * keys;
+  float* sums = query_memory + kQueryRows * d;
+  for (Index h = head * group; h < (head + 1) * group; ++h) {
+    for (Index first = 0; first < s.query_count; first += kQueryRows) {
+      const Index rows = std::min(kQueryRows, s.query_count - first);
+      const auto [x, x_stride] = head_block<T>(t, q, s.query_first + first, rows, h * d, d, query_memory);
+      const Index seen = visible_keys(s, first + rows - 1, shape.causal);
+      all_dots(t, x, x_stride, rows, k.data, k.stride, seen, d, scores, keys);
+      std::fill_n(sums, rows * d, 0.0f);
+      float inverse[kQueryRows];
+      for (Index i = 0; i < rows; ++i) {
+        float* row = scores + i * keys;
+        const Index own = visible_keys(s, first + i, shape.causal);
+        t.scale(own, shape.scale, row);
+        const float largest = t.max(own, row);
+        const float sum = t.exp_sum(own, row, largest, row);
+        std::fill(row + own, row + seen, 0.0f);
+        inverse[i] = 1.0f / sum;
+        if (log_sum_exp.data != nullptr) log_sum_exp(s.query_first + first + i, h) = largest + std::log(sum);
+      }
+      t.outer_update(seen, rows, d, scores, 1, keys, v.data, v.stride, sums, d);
+      for (Index i = 0; i < rows; ++i) {
+        t.scale(d, inverse[i], sums + i * d);
+        t.narrow(d, sums + i * d, dtype_of<T>(), out.row(s.query_first + first + i) + h * d);
+      }
+    }
+  }
+}
+
+template <Scalar T>
+void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, MatrixView<const T> q,
+                   MatrixView<const T> out, MatrixView<const float> log_sum_exp, const AttentionSegment<T>& s,
+                   const AttentionShape& shape, Index head, MatrixView<T> dq, const AttentionGradSegment<T>& grad) {
+  const Index d = shape.head_dim, group = shape.query_heads / shape.kv_heads;
+  const Index prefix = s.prefix_keys.rows, keys = prefix + s.keys.rows;
+  const Index room = HeadRows<T>::memory(s, d);
+  float* memory =
+      kernels::scratch(kernels::ScratchSlot::kTile, 2 * room + 2 * keys * d + kQueryRows * (2 * keys + 4 * d));
+  const HeadRows<T> k(t, s.prefix_keys, s.keys, head, d, memory);
+  const HeadRows<T> v(t, s.prefix_values, s.values, head, d, memory + room);
+  float* dk = memory + 2 * room;
+  float* dv = dk + keys * d;
+  float* p = dv + keys * d;
+  float* ds = p + kQueryRows * keys;
+  float* query_memory = ds + kQueryRows * keys;
+  float* upper_memory = query_memory + kQueryRows * d;
+  float* out_memory = upper_memory + kQueryRows * d;
+  float* dq_memory = out_memory + kQueryRows * d;
+  std::fill_n(dk, 2 * keys * d, 0.0f);
+  for (Index h = head * group; h < (head + 1) * group; ++h) {
+    for (Index first = 0; first < s.query_count; first += kQueryRows) {
+      const Index rows = std::min(kQueryRows, s.query_count - first), token = s.query_first + first;
+      const auto [x, x_stride] = head_block<T>(t, q, token, rows, h * d, d, query_memory);
+      const auto [upper, upper_stride] = head_block<T>(t, d_out, token, rows, h * d, d, upper_memory);
+      const auto [y, y_stride] = head_block<T>(t, out, token, rows, h * d, d, out_memory);
+      const Index seen = visible_keys(s, first + rows - 1, shape.causal);
+      all_dots(t, x, x_stride, rows, k.data, k.stride, seen, d, p, keys);
+      all_dots(t, upper, upper_stride, rows, v.data, v.stride, seen, d, ds, keys);
+      for (Index i = 0; i < rows; ++i) {
+        float* p_row = p + i * keys;
+        float* ds_row = ds + i * keys;
+        const Index own = visible_keys(s, first + i, shape.causal);
+        t.scale(own, shape.scale, p_row);
+        t.exp_sum(own, p_row, log_sum_exp(token + i, h), p_row);
+        std::fill(p_row + own, p_row + seen, 0.0f);
+        const float delta = t.dot(d, upper + i * upper_stride, y + i * y_stride);
+        t.softmax_backward(own, p_row, delta, shape.scale, ds_row);
+        std::fill(ds_row + own, ds_row + seen, 0.0f);
+      }
+      t.outer_update(rows, seen, d, p, keys, 1, upper, upper_stride, dv, d);
+      t.outer_update(rows, seen, d, ds, keys, 1, x, x_stride, dk, d);
+      std::fill_n(dq_memory, rows * d, 0.0f);
+      t.outer_update(seen, rows, d, ds, 1, keys, k.data, k.stride, dq_memory, d);
+      for (Index i = 0; i < rows; ++i) t.narrow(d, dq_memory + i * d, dtype_of<T>(), dq.row(token + i) + h * d);
+    }
+  }
+  for (Index j = 0; j < prefix; ++j) {
+    if (grad.d_prefix_keys.data != nullptr) t.add(d, dk + j * d, grad.d_prefix_keys.row(j) + head * d);
+    if (grad.d_prefix_values.data != nullptr) t.add(d, dv + j * d, grad.d_prefix_values.row(j) + head * d);
+  }
+  for (Index j = 0; j < s.keys.rows; ++j) {
+    t.narrow(d, dk + (prefix + j) * d, dtype_of<T>(), grad.d_keys.row(j) + head * d);
+    t.narrow(d, dv + (prefix + j) * d, dtype_of<T>(), grad.d_values.row(j) + head * d);
+  }
+}
+
+}  // namespace detail
+
+/// out is overwritten for the rows of the segments; log_sum_exp may be empty where no backward follows. A prefix is
+/// seen by every query; causal: query i of a segment sees own keys [0, key_count − query_count + i]. Throws ShapeError.
+template <Scalar T>
+void attention_forward(MatrixView<const T> q, std::span<const AttentionSegment<T>> segments,
+                       const AttentionShape& shape, MatrixView<T> out, MatrixView<Accumulator<T>> log_sum_exp,
+                       ExecutorRef executor = default_executor()) {
+  detail::check_attention<T>("attention_forward", q, segments, shape, out);
+  if (log_sum_exp.data != nullptr) {
+    detail::check_shape("attention_forward", "log_sum_exp", log_sum_exp, q.rows, shape.query_heads);
+  }
+  if constexpr (std::same_as<T, double>) {
+    for (const auto& segment : segments) detail::reference_forward(q, segment, shape, out, log_sum_exp);
+  } else {
+    const kernels::KernelTable& t = kernels::table();
+    const auto count = static_cast<Index>(segments.size());
+    parallel_for(executor, count * shape.kv_heads, [&](Index task) {
+      detail::forward_head<T>(t, q, segments[static_cast<std::size_t>(task / shape.kv_heads)], shape,
+                              task % shape.kv_heads, out, log_sum_exp);
+    });
+  }
+}
+
+/// dq, d_keys and d_values are overwritten, the prefix's gradients are added to, in the order of the segments.
+/// `grads` stands in the order of `segments`. dq may be d_out. Throws ShapeError.
+template <Scalar T>
+void attention_backward(MatrixView<const T> d_out, MatrixView<const T> q, MatrixView<const T> out,
+                        MatrixView<const Accumulator<T>> log_sum_exp, std::span<const AttentionSegment<T>> segments,
+                        const AttentionShape& shape, MatrixView<T> dq, std::span<const AttentionGradSegment<T>> grads,
+                        ExecutorRef executor = default_executor()) {
+  detail::check_attention<T>("attention_backward", q, segments, shape, out);
+  detail::check_shape("attention_backward", "d_out", d_out, q.rows, q.cols);
+  detail::check_shape("attention_backward", "dq", dq, q.rows, q.cols);
+  detail::check_shape("attention_backward", "log_sum_exp", log_sum_exp, q.rows, shape.query_heads);
+  detail::check_gradients<T>("attention_backward", segments, grads);
+  if constexpr (std::same_as<T, double>) {
+    for (std::size_t i = 0; i < segments.size(); ++i) {
+      detail::reference_backward(d_out, q, out, log_sum_exp, segments[i], shape, dq, grads[i]);
+    }
+  } else {
+    const kernels::KernelTable& t = kernels::table();
+    const auto count = static_cast<Index>(segments.size());
+    bool shared = false;  // a prefix's gradient has one owner per head: the segments then follow one another
+    for (const auto& grad : grads) shared |= grad.d_prefix_keys.data != nullptr || grad.d_prefix_values.data != nullptr;
+    const Index per_task = shared ? count : 1;
+    parallel_for(executor, shape.kv_heads * (count / std::max<Index>(per_task, 1)), [&](Index task) {
+      const Index first = task / shape.kv_heads * per_task;
+      for (Index i = first; i < first + per_task; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        detail::backward_head<T>(t, d_out, q, out, log_sum_exp, segments[at], shape, task % shape.kv_heads, dq,
+                                 grads[at]);
+      }
+    });
+  }
+}
+
+}  // namespace ops
+PEFT_END_NAMESPACE

@@ -1,0 +1,110 @@
+#pragma once
+/// Rotary position embedding (Su et al., "RoFormer", 2021) on the halves of each head, as Hugging Face's Llama does it:
+///   (x_j, x_{j+d/2}) ← (x_j·cos − x_{j+d/2}·sin, x_{j+d/2}·cos + x_j·sin),  angle = position · θ^(−2j/d)
+/// A rotation: the gradient is turned back by the same angle, and nothing is saved.
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "peft/core/buffer.hpp"
+#include "peft/core/parallel.hpp"
+#include "peft/ops/rows.hpp"
+
+PEFT_BEGIN_NAMESPACE
+namespace ops {
+
+/// Cosines and sines [max_positions, head_dim/2] in A. For float, frequencies and angles are rounded as transformers
+/// rounds them (float32 throughout).
+template <class A>
+class RopeTable {
+ public:
+  RopeTable() = default;
+  /// Throws ShapeError for an odd head_dim.
+  RopeTable(Index max_positions, Index head_dim, double theta)
+      : cosine_(max_positions, head_dim / 2), sine_(max_positions, head_dim / 2) {
+    if (head_dim <= 0 || head_dim % 2 != 0) fail<ShapeError>("RopeTable: head_dim is {}; expected an even number", head_dim);
+    const Index half = head_dim / 2;
+    for (Index j = 0; j < half; ++j) {
+      const A power = static_cast<A>(2 * j) / static_cast<A>(head_dim);
+      const A frequency = A(1) / std::pow(static_cast<A>(theta), power);
+      for (Index p = 0; p < max_positions; ++p) {
+        const A angle = static_cast<A>(p) * frequency;
+        cosine_(p, j) = std::cos(angle);
+        sine_(p, j) = std::sin(angle);
+      }
+    }
+  }
+  Index positions() const noexcept { return cosine_.rows(); }
+  Index head_dim() const noexcept { return cosine_.cols() * 2; }
+  const A* cosine(Index position) const noexcept { return cosine_.row(position); }
+  const A* sine(Index position) const noexcept { return sine_.row(position); }
+
+ private:
+  Matrix<A> cosine_;
+  Matrix<A> sine_;
+};
+
+namespace detail {
+
+template <Scalar T>
+void rotate_all(const char* op, MatrixView<T> x, VectorView<const std::int32_t> positions, Index head_dim,
+                const RopeTable<Accumulator<T>>& rope, int sign, ExecutorRef executor) {
+  check_size(op, "positions", positions, x.rows);
+  if (rope.head_dim() != head_dim || x.cols % head_dim != 0) {
+    fail<ShapeError>("{}: x has {} columns, head_dim is {}, the table's {}; expected whole heads of one size", op, x.cols,
+                     head_dim, rope.head_dim());
+  }
+  for (const std::int32_t position : positions) {
+    if (position < 0 || position >= rope.positions()) {
+      fail<ShapeError>("{}: position {} is outside the table of {}; the sequence is longer than the model's context", op,
+                       position, rope.positions());
+    }
+  }
+  const Index half = head_dim / 2;
+  if constexpr (std::same_as<T, double>) {
+    for (Index i = 0; i < x.rows; ++i) {
+      const double* c = rope.cosine(positions[i]);
+      const double* s = rope.sine(positions[i]);
+      for (Index h = 0; h < x.cols; h += head_dim) {
+        for (Index j = 0; j < half; ++j) {
+          const double a = x(i, h + j), b = x(i, h + half + j), turn = sign * s[j];
+          x(i, h + j) = a * c[j] - b * turn;
+          x(i, h + half + j) = b * c[j] + a * turn;
+        }
+      }
+    }
+  } else {
+    const kernels::KernelTable& t = kernels::table();
+    parallel_for_ranges(executor, x.rows, kRowGrain, [&](Index first, Index last) {
+      float* memory = kernels::scratch(kernels::ScratchSlot::kRows, x.cols);
+      for (Index i = first; i < last; ++i) {
+        float* row = float_target<T>(x.row(i), memory);
+        as_float<T>(t, x.row(i), x.cols, row);
+        for (Index h = 0; h < x.cols; h += head_dim) {
+          t.rotate(half, rope.cosine(positions[i]), rope.sine(positions[i]), static_cast<float>(sign), row + h);
+        }
+        store_row<T>(t, x.row(i), x.cols, row);
+      }
+    });
+  }
+}
+
+}  // namespace detail
+
+/// Rotates x [tokens, heads·head_dim] in place. Throws ShapeError, also where a position lies outside the table.
+template <Scalar T>
+void rope_forward(MatrixView<T> x, VectorView<const std::int32_t> positions, Index head_dim,
+                  const RopeTable<Accumulator<T>>& rope, ExecutorRef executor = default_executor()) {
+  detail::rotate_all<T>("rope_forward", x, positions, head_dim, rope, 1, executor);
+}
+
+/// Turns the gradient dx [tokens, heads·head_dim] back in place. Throws ShapeError.
+template <Scalar T>
+void rope_backward(MatrixView<T> dx, VectorView<const std::int32_t> positions, Index head_dim,
+                   const RopeTable<Accumulator<T>>& rope, ExecutorRef executor = default_executor()) {
+  detail::rotate_all<T>("rope_backward", dx, positions, head_dim, rope, -1, executor);
+}
+
+}  // namespace ops
+PEFT_END_NAMESPACE
