@@ -70,9 +70,10 @@ int main() {
     lora.backward(y.view(), x.view(), saved);
 
     // Plain gradient descent over whatever parameters there are.
-    lora.for_each_parameter([&](const peft::ParameterInfo&, peft::VectorView<float> value, peft::VectorView<float> grad) {
-      for (peft::Index i = 0; i < value.size; ++i) value[i] -= kLearningRate * grad[i];
-    });
+    lora.for_each_parameter(
+        [&](const peft::ParameterInfo&, peft::VectorView<float> value, peft::VectorView<float> grad) {
+          for (peft::Index i = 0; i < value.size; ++i) value[i] -= kLearningRate * grad[i];
+        });
     lora.zero_grad();
     if (step == kSteps && !(loss < 1e-3)) {
       std::printf("did not learn\n");

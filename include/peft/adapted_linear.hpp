@@ -78,9 +78,10 @@ class AdaptedLinear {
     check(x, "dy", dy);
     if (dx.data != nullptr) detail::check_shape(name(), "dx", dx, x.rows, x.cols);
     if (dx.data != nullptr && !base_.can_train()) {
-      fail<ConfigError>("{}: its base layer can only run forward; the gradient of its input needs peft::PanelSource (fill_panel "
-                        "and bias) or peft::BackwardLinear (backward_input)",
-                        name());
+      fail<ConfigError>(
+          "{}: its base layer can only run forward; the gradient of its input needs peft::PanelSource (fill_panel "
+          "and bias) or peft::BackwardLinear (backward_input)",
+          name());
     }
     std::vector<Step> steps;
     Index total_rank = 0;
@@ -133,8 +134,8 @@ class AdaptedLinear {
     const auto step = [&](Lora<T>& lora, double weight, std::size_t position) {
       if (saved.adapters.size() <= count) saved.adapters.emplace_back();
       typename Lora<T>::Saved& kept = saved.adapters[count++];
-      kept.dropout = training != nullptr && training->dropout ? DropoutMask(dropout_key(*training, position))
-                                                              : DropoutMask();
+      kept.dropout =
+          training != nullptr && training->dropout ? DropoutMask(dropout_key(*training, position)) : DropoutMask();
       kept.s.resize_discard(x.rows, lora.r());
       Buffer<std::uint8_t> scratch;
       lora.project(x, kept.dropout.bits(x.rows, x.cols, lora.dropout(), scratch, executor), kept.s.view(), executor);
@@ -153,8 +154,7 @@ class AdaptedLinear {
   /// adapter on the module gets another.
   DropoutKey dropout_key(const TrainContext<T>& context, std::size_t position) const noexcept {
     const auto folded = static_cast<std::uint32_t>(module_.hash() ^ (module_.hash() >> 32));
-    return {context.seed, context.step, folded + static_cast<std::uint32_t>(position) * 0x9E3779B9u,
-            context.first_row};
+    return {context.seed, context.step, folded + static_cast<std::uint32_t>(position) * 0x9E3779B9u, context.first_row};
   }
 
   template <class Y>

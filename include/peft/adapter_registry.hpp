@@ -19,8 +19,8 @@
 
 PEFT_BEGIN_NAMESPACE
 
-/// Makes an adapter for the sites that `config` means, started from `seed`: a module's start depends on the seed and the
-/// module's name only. Throws ConfigError where nothing matches (see match_target_modules).
+/// Makes an adapter for the sites that `config` means, started from `seed`: a module's start depends on the seed and
+/// the module's name only. Throws ConfigError where nothing matches (see match_target_modules).
 template <Scalar T>
 std::shared_ptr<NamedAdapter<T>> make_adapter(std::string name, const LoraConfig& config,
                                               std::span<AdaptedLinear<T>* const> sites, std::uint64_t seed,
@@ -80,9 +80,7 @@ class AdapterRegistry {
 
   /// Makes several active at once, each update times its weight; none: the base model alone. Throws ConfigError for an
   /// unknown name, one given twice, or a weight that is not finite.
-  void set_adapters(const std::vector<std::pair<std::string, double>>& weighted) {
-    select(selection_of(weighted));
-  }
+  void set_adapters(const std::vector<std::pair<std::string, double>>& weighted) { select(selection_of(weighted)); }
 
   /// A snapshot of the active adapters.
   Selection<T> selection() const {
@@ -96,7 +94,8 @@ class AdapterRegistry {
     const std::lock_guard<std::mutex> hold(mutex_);
     for (const auto& [name, weight] : weighted) {
       if (!is_finite(weight)) {
-        fail<ConfigError>("AdapterRegistry: the weight of adapter \"{}\" is {}; expected a finite number", name, weight);
+        fail<ConfigError>("AdapterRegistry: the weight of adapter \"{}\" is {}; expected a finite number", name,
+                          weight);
       }
       AdapterPointer adapter = get(name);
       for (const Active& entry : active) {

@@ -157,8 +157,9 @@ class DenseLinear {
     MatrixView<const W> weight;
   };
 
-  /// W += Σ scale·B·A, rounded once to W. The old weight is kept whole in the result: owned memory is moved there, mapped
-  /// memory referred to. Throws ShapeError, and NumericError where an element would not be finite; then nothing changed.
+  /// W += Σ scale·B·A, rounded once to W. The old weight is kept whole in the result: owned memory is moved there,
+  /// mapped memory referred to. Throws ShapeError, and NumericError where an element would not be finite; then nothing
+  /// changed.
   [[nodiscard]] MergeUndo merge(std::span<const BasicMergeTerm<accumulator_type>> terms,
                                 ExecutorRef executor = default_executor()) {
     Matrix<W> merged(out_features(), in_features());

@@ -23,9 +23,10 @@
 
 PEFT_BEGIN_NAMESPACE
 
-/// The low-rank update of one layer: two matrices, a scale and a dropout probability. T is the activation type; A, B and
-/// their gradients are float (double for double), as Python PEFT keeps them whatever the base. A value type: the base
-/// layer is an argument of every call. Works over any LinearLike; backward needs a PanelSource or a BackwardLinear.
+/// The low-rank update of one layer: two matrices, a scale and a dropout probability. T is the activation type; A, B
+/// and their gradients are float (double for double), as Python PEFT keeps them whatever the base. A value type: the
+/// base layer is an argument of every call. Works over any LinearLike; backward needs a PanelSource or a
+/// BackwardLinear.
 template <Scalar T = float>
 class Lora {
  public:
@@ -59,9 +60,9 @@ class Lora {
     reset(config, seed);
   }
 
-  /// The start that `config.init_lora_weights` asks for: true = A Kaiming-uniform(a = √5), that is uniform in ±1/√in, and
-  /// B = 0; "gaussian" = A normal with standard deviation 1/r, B = 0; false = A in ±1/√in, B in ±1/√r. Numbers depend on
-  /// (seed, stream) only; `stream` tells modules apart.
+  /// The start that `config.init_lora_weights` asks for: true = A Kaiming-uniform(a = √5), that is uniform in ±1/√in,
+  /// and B = 0; "gaussian" = A normal with standard deviation 1/r, B = 0; false = A in ±1/√in, B in ±1/√r. Numbers
+  /// depend on (seed, stream) only; `stream` tells modules apart.
   void reset(const LoraConfig& config, std::uint64_t seed, std::uint64_t stream = 0) {
     Philox random(seed, stream);
     const auto uniform = [&random](Matrix<accumulator_type>& matrix) {
@@ -106,16 +107,15 @@ class Lora {
 
   /// Inference: y = base(x) + s·(x·Aᵀ)·Bᵀ. Throws ShapeError.
   template <LinearLike<T> L>
-  void forward(const L& base, MatrixView<const T> x, MatrixView<T> y,
-               ExecutorRef executor = default_executor()) const {
+  void forward(const L& base, MatrixView<const T> x, MatrixView<T> y, ExecutorRef executor = default_executor()) const {
     Saved scratch;
     forward(base, x, y, scratch, DropoutMask(), executor);
   }
 
   /// Training: y = base(x) + s·(x̃·Aᵀ)·Bᵀ, leaving S and the mask's key in `saved`. Throws ShapeError.
   template <LinearLike<T> L>
-  void forward(const L& base, MatrixView<const T> x, MatrixView<T> y, Saved& saved,
-               const DropoutMask& dropout = {}, ExecutorRef executor = default_executor()) const {
+  void forward(const L& base, MatrixView<const T> x, MatrixView<T> y, Saved& saved, const DropoutMask& dropout = {},
+               ExecutorRef executor = default_executor()) const {
     check("Lora::forward", base, x, "y", y);
     saved.dropout = dropout;
     saved.s.resize_discard(x.rows, r());
@@ -125,8 +125,8 @@ class Lora {
     forward_low_rank<T>(base, x, std::span(&term, 1), y, executor);
   }
 
-  /// Adds to grad_a() and grad_b(); dx (+)= the gradient of the input, or nothing where dx.data is null: then the base's
-  /// product is not run. x and `saved` are those of the forward. Throws ShapeError.
+  /// Adds to grad_a() and grad_b(); dx (+)= the gradient of the input, or nothing where dx.data is null: then the
+  /// base's product is not run. x and `saved` are those of the forward. Throws ShapeError.
   template <LinearLike<T> L>
   void backward(const L& base, MatrixView<const T> dy, MatrixView<const T> x, const Saved& saved, MatrixView<T> dx,
                 Accumulate mode = Accumulate::kOverwrite, ExecutorRef executor = default_executor()) {
@@ -142,8 +142,8 @@ class Lora {
     backward_low_rank<T>(base, dy, std::span(&term, 1), dx, mode, executor);
   }
 
-  /// Adds to grad_a() and grad_b() only: for a layer whose input needs no gradient (the model's first), over a base that
-  /// need not be trainable. Throws ShapeError.
+  /// Adds to grad_a() and grad_b() only: for a layer whose input needs no gradient (the model's first), over a base
+  /// that need not be trainable. Throws ShapeError.
   void backward(MatrixView<const T> dy, MatrixView<const T> x, const Saved& saved,
                 ExecutorRef executor = default_executor()) {
     detail::check_shape("Lora::backward", "x", x, x.rows, in_features());
@@ -180,7 +180,7 @@ class Lora {
   MatrixView<const accumulator_type> a_view() const noexcept { return a_.view(); }
   MatrixView<const accumulator_type> b_view() const noexcept { return b_.view(); }
 
-  /// Visits A ("lora_A.weight" after `prefix`) and B: visit(const ParameterInfo&, VectorView<A> value, VectorView<A> grad).
+  /// Visits A ("lora_A.weight" after `prefix`) and B; see parameter.hpp.
   template <class Visitor>
   void for_each_parameter(Visitor&& visit, std::string_view prefix = {}) {
     ensure_grads();
@@ -196,8 +196,7 @@ class Lora {
   }
 
   template <class L, class Y>
-  void check(std::string_view who, const L& base, MatrixView<const T> x, std::string_view what,
-             MatrixView<Y> y) const {
+  void check(std::string_view who, const L& base, MatrixView<const T> x, std::string_view what, MatrixView<Y> y) const {
     if (base.in_features() != in_features() || base.out_features() != out_features()) {
       fail<ShapeError>("{}: the base layer is [{}, {}]; expected [{}, {}] (out, in) as the update", who,
                        Index{base.out_features()}, Index{base.in_features()}, out_features(), in_features());

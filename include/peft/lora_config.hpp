@@ -79,7 +79,9 @@ struct LoraConfig {
       }
     }
     for (const Index layer : layers_to_transform) {
-      if (layer < 0) fail<ConfigError>("LoraConfig: layers_to_transform holds {}; expected layer numbers from 0", layer);
+      if (layer < 0) {
+        fail<ConfigError>("LoraConfig: layers_to_transform holds {}; expected layer numbers from 0", layer);
+      }
     }
   }
 
@@ -88,24 +90,25 @@ struct LoraConfig {
       fail<ConfigError>("LoraConfig: bias = \"{}\" is not supported; expected \"none\"", bias);
     }
     if (bias != "none") {
-      fail<ConfigError>("LoraConfig: bias is \"{}\"; PEFT knows \"none\", \"all\" and \"lora_only\"; supported: \"none\"",
-                        bias);
+      fail<ConfigError>(
+          "LoraConfig: bias is \"{}\"; PEFT knows \"none\", \"all\" and \"lora_only\"; supported: \"none\"", bias);
     }
     if (const auto* kind = std::get_if<std::string>(&init_lora_weights); kind != nullptr && *kind != "gaussian") {
       fail<ConfigError>("LoraConfig: init_lora_weights = \"{}\" is not supported; expected true, false or \"gaussian\"",
                         *kind);
     }
     if (!modules_to_save.empty()) {
-      fail<ConfigError>("LoraConfig: modules_to_save (\"{}\"{}) is not supported; leave it empty", modules_to_save.front(),
-                        modules_to_save.size() > 1 ? ", …" : "");
+      fail<ConfigError>("LoraConfig: modules_to_save (\"{}\"{}) is not supported; leave it empty",
+                        modules_to_save.front(), modules_to_save.size() > 1 ? ", …" : "");
     }
   }
 
   void check_targets() const {
     if (target_modules.is_empty()) {
-      fail<ConfigError>("LoraConfig: target_modules is {}; expected a list of module names, a regular expression or "
-                        "\"all-linear\"",
-                        target_modules.text());
+      fail<ConfigError>(
+          "LoraConfig: target_modules is {}; expected a list of module names, a regular expression or "
+          "\"all-linear\"",
+          target_modules.text());
     }
     if (target_modules.is_pattern() && !layers_to_transform.empty()) {
       fail<ConfigError>("LoraConfig: layers_to_transform needs target_modules to be a list; got {}",

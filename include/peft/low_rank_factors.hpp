@@ -1,5 +1,6 @@
 #pragma once
-/// The four thin products of a low-rank update, for any activation type; m is a dropout mask, x̃ = m∘x (with its 1/(1-p)):
+/// The four thin products of a low-rank update, for any activation type; m is a dropout mask, x̃ = m∘x (with its
+/// 1/(1-p)):
 ///   S = x̃·Aᵀ       x [n,in], A [r,in], S [n,r]
 ///   dS = s·dy·B     dy [n,out], B [out,r], dS [n,r]
 ///   dB += s·dyᵀ·S   dB [out,r]

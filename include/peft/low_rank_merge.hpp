@@ -69,16 +69,19 @@ void add_merge_terms(std::span<const BasicMergeTerm<Accumulator<W>>> terms, Matr
   parallel_for_ranges(executor, weight.rows, kMergeRows, [&](Index first, Index last) {
     for (Index j = first; j < last; ++j) {
       std::uint8_t any = 0;
-      for (Index k = 0; k < weight.cols; ++k) any |= is_finite_element(weight(j, k)) ? std::uint8_t{0} : std::uint8_t{1};
+      for (Index k = 0; k < weight.cols; ++k) {
+        any |= is_finite_element(weight(j, k)) ? std::uint8_t{0} : std::uint8_t{1};
+      }
       broken[j] = any;
     }
   });
   for (Index j = 0; j < weight.rows; ++j) {
     for (Index k = 0; broken[j] != 0 && k < weight.cols; ++k) {
       if (is_finite_element(weight(j, k))) continue;
-      fail<NumericError>("{}: element [{}, {}] of the merged weight is {}; expected finite numbers (the adapter or the "
-                         "weight is broken, or the sum is too large for the weight's type)",
-                         who, j, k, static_cast<double>(static_cast<Accumulator<W>>(weight(j, k))));
+      fail<NumericError>(
+          "{}: element [{}, {}] of the merged weight is {}; expected finite numbers (the adapter or the "
+          "weight is broken, or the sum is too large for the weight's type)",
+          who, j, k, static_cast<double>(static_cast<Accumulator<W>>(weight(j, k))));
     }
   }
 }

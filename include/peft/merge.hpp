@@ -32,9 +32,9 @@ void unmerge_adapter(MergedAdapters<T>& merged) {
   merged.sites.clear();
 }
 
-/// Merges the selection into the base weights of `sites`; until unmerge_adapter their forward is the base's alone, as in
-/// PEFT. All or nothing: where one site throws (ConfigError: not mergeable, or merged already; NumericError: a weight would
-/// not be finite), all are as before. No other thread may use the sites meanwhile.
+/// Merges the selection into the base weights of `sites`; until unmerge_adapter their forward is the base's alone, as
+/// in PEFT. All or nothing: where one site throws (ConfigError: not mergeable, or merged already; NumericError: a
+/// weight would not be finite), all are as before. No other thread may use the sites meanwhile.
 template <Scalar T>
 [[nodiscard]] MergedAdapters<T> merge_adapter(std::span<AdaptedLinear<T>* const> sites, const Selection<T>& selection) {
   MergedAdapters<T> merged;
@@ -44,7 +44,8 @@ template <Scalar T>
       const auto terms = site->merge_terms(selection);
       if (terms.empty()) continue;
       if (site->is_merged()) {
-        fail<ConfigError>("merge_adapter: {}: adapters are merged into its weight already; unmerge first", site->name());
+        fail<ConfigError>("merge_adapter: {}: adapters are merged into its weight already; unmerge first",
+                          site->name());
       }
       try {
         merged.sites.push_back({site, site->base().merge(terms)});
@@ -62,8 +63,8 @@ template <Scalar T>
   return merged;
 }
 
-/// A merged copy of one site's weight in float [out, in]; the site stays as it is. Throws ConfigError where its base is no
-/// PanelSource, NumericError where an element would not be finite; the text names the site.
+/// A merged copy of one site's weight in float [out, in]; the site stays as it is. Throws ConfigError where its base is
+/// no PanelSource, NumericError where an element would not be finite; the text names the site.
 template <Scalar T>
 Matrix<float> merged_weight(const AdaptedLinear<T>& site, const Selection<T>& selection,
                             ExecutorRef executor = default_executor())

@@ -192,8 +192,9 @@ class PatternScan {
 /// A compiled pattern.
 class ModulePattern {
  public:
-  /// Compiles prefix + pattern + suffix, of which only `pattern` is the user's and is checked. Throws ConfigError naming
-  /// `field` ("LoraConfig: target_modules") and the position where Python would refuse the pattern or read it otherwise.
+  /// Compiles prefix + pattern + suffix, of which only `pattern` is the user's and is checked. Throws ConfigError
+  /// naming `field` ("LoraConfig: target_modules") and the position where Python would refuse the pattern or read it
+  /// otherwise.
   ModulePattern(std::string_view field, std::string_view pattern, std::string_view prefix = {},
                 std::string_view suffix = {}) {
     detail::PatternScan(field, pattern).run();
@@ -210,7 +211,8 @@ class ModulePattern {
   /// Python's re.fullmatch.
   bool matches_all(std::string_view name) const { return std::regex_match(name.begin(), name.end(), regex_); }
 
-  /// Python's re.match, and whether it did; `group` gets the text of the last capture group, empty where it took no part.
+  /// Python's re.match, and whether it did; `group` gets the text of the last capture group, empty where it took no
+  /// part.
   bool matches_start(std::string_view name, std::string& group) const {
     std::match_results<std::string_view::const_iterator> found;
     if (!std::regex_search(name.begin(), name.end(), found, regex_, std::regex_constants::match_continuous)) {

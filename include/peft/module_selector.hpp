@@ -11,7 +11,7 @@
 
 PEFT_BEGIN_NAMESPACE
 
-/// A list of module names (`{"q_proj", "v_proj"}`), one regular expression (`"model\\.layers\\.[0-3]\\..*"`), or not set.
+/// A list of module names (`{"q_proj", "v_proj"}`), one regular expression (`".*\\.[0-3]\\..*_proj"`), or not set.
 class ModuleSelector {
  public:
   /// Not set.

@@ -1,6 +1,6 @@
 #pragma once
-/// Which adapters are active, as an immutable snapshot: taken once per forward pass, it keeps its adapters alive whatever
-/// happens to the registry meanwhile. Copying one copies a pointer.
+/// Which adapters are active, as an immutable snapshot: taken once per forward pass, it keeps its adapters alive
+/// whatever happens to the registry meanwhile. Copying one copies a pointer.
 
 #include <memory>
 #include <utility>

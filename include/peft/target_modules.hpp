@@ -167,9 +167,9 @@ inline bool is_output_head(const LoraConfig& config, std::span<const std::string
 
 }  // namespace detail
 
-/// The modules among `names` (a model's linear layers, in order) that `config` adapts. "all-linear" leaves out the module
-/// named `output_head`. Throws ConfigError where nothing matches, and, unless allowed, where an entry of a list fits no
-/// module; the text names what the modules are called.
+/// The modules among `names` (a model's linear layers, in order) that `config` adapts. "all-linear" leaves out the
+/// module named `output_head`. Throws ConfigError where nothing matches, and, unless allowed, where an entry of a list
+/// fits no module; the text names what the modules are called.
 inline std::vector<TargetMatch> match_target_modules(const LoraConfig& config, std::span<const std::string> names,
                                                      UnmatchedTargets unmatched = UnmatchedTargets::kRefuse,
                                                      std::string_view output_head = "lm_head") {
@@ -189,12 +189,12 @@ inline std::vector<TargetMatch> match_target_modules(const LoraConfig& config, s
   }
   if (unmatched == UnmatchedTargets::kRefuse) {
     for (const std::string& entry : config.target_modules.names()) {
-      const bool fits = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
-        return SelectorMatcher::entry_fits(entry, name);
-      });
+      const bool fits = std::any_of(names.begin(), names.end(),
+                                    [&](const std::string& name) { return SelectorMatcher::entry_fits(entry, name); });
       if (!fits) {
-        fail<ConfigError>("LoraConfig: target_modules names \"{}\", which is none of {} linear layers; their names end in: {}",
-                          entry, names.size(), detail::last_components(names));
+        fail<ConfigError>(
+            "LoraConfig: target_modules names \"{}\", which is none of {} linear layers; their names end in: {}", entry,
+            names.size(), detail::last_components(names));
       }
     }
   }

@@ -13,13 +13,15 @@ struct HostLinear {
   void forward(peft::MatrixView<const float>, peft::MatrixView<float>) const {}
 };
 static_assert(peft::LinearLike<HostLinear>);
-static_assert(!peft::ExecutorForward<HostLinear> && !peft::PanelSource<HostLinear> && !peft::BackwardLinear<HostLinear> &&
-              !peft::FusedLowRank<HostLinear> && !peft::MergeableLinear<HostLinear> && !peft::WeightGrad<HostLinear>);
+static_assert(!peft::ExecutorForward<HostLinear> && !peft::PanelSource<HostLinear> &&
+              !peft::BackwardLinear<HostLinear> && !peft::FusedLowRank<HostLinear> &&
+              !peft::MergeableLinear<HostLinear> && !peft::WeightGrad<HostLinear>);
 
 // peft::Lora<T>, T = float unless said otherwise; made from sizes or from a configuration.
 static_assert(std::is_same_v<peft::Lora<>, peft::Lora<float>>);
 static_assert(std::is_same_v<decltype(peft::Lora(4, 2, 8, 4.0)), peft::Lora<float>>);
-static_assert(std::is_same_v<decltype(peft::Lora(4, 2, peft::LoraConfig{.r = 8, .lora_alpha = 32})), peft::Lora<float>>);
+static_assert(
+    std::is_same_v<decltype(peft::Lora(4, 2, peft::LoraConfig{.r = 8, .lora_alpha = 32})), peft::Lora<float>>);
 static_assert(std::is_same_v<peft::Lora<peft::bf16>::accumulator_type, float>);
 static_assert(std::is_same_v<peft::Lora<double>::accumulator_type, double>);
 static_assert(std::is_nothrow_move_constructible_v<peft::Lora<>> && !std::is_copy_constructible_v<peft::Lora<>>);
@@ -55,13 +57,13 @@ static_assert(std::is_constructible_v<peft::AnyLinear<float>, HostLinear>);
 static_assert(std::is_constructible_v<peft::AnyLinear<float>, peft::AdaptedLinear<float>>);
 static_assert(!std::is_constructible_v<peft::AnyLinear<float>, int>);
 template <class W, class T>
-constexpr bool kHasEverything =
-    peft::LinearLike<peft::DenseLinear<W>, T> && peft::ExecutorForward<peft::DenseLinear<W>, T> &&
-    peft::BackwardLinear<peft::DenseLinear<W>, T> && peft::ExecutorBackward<peft::DenseLinear<W>, T> &&
-    peft::FusedLowRank<peft::DenseLinear<W>, T> && peft::MergeableLinear<peft::DenseLinear<W>, T> &&
-    peft::WeightGrad<peft::DenseLinear<W>, T>;
+constexpr bool kHasEverything = peft::LinearLike<peft::DenseLinear<W>, T>&&
+    peft::ExecutorForward<peft::DenseLinear<W>, T>&& peft::BackwardLinear<peft::DenseLinear<W>, T>&&
+        peft::ExecutorBackward<peft::DenseLinear<W>, T>&& peft::FusedLowRank<peft::DenseLinear<W>, T>&&
+            peft::MergeableLinear<peft::DenseLinear<W>, T>&& peft::WeightGrad<peft::DenseLinear<W>, T>;
 static_assert(kHasEverything<float, float> && kHasEverything<float, peft::bf16> && kHasEverything<float, peft::f16>);
-static_assert(kHasEverything<peft::bf16, float> && kHasEverything<peft::f16, peft::f16> && kHasEverything<double, double>);
+static_assert(kHasEverything<peft::bf16, float> && kHasEverything<peft::f16, peft::f16> &&
+              kHasEverything<double, double>);
 static_assert(peft::PanelSource<peft::DenseLinear<peft::bf16>> && !peft::PanelSource<peft::DenseLinear<double>>);
 
 // Executors.

@@ -7,6 +7,7 @@ struct Incomplete {
   void forward(peft::MatrixView<const float>, peft::MatrixView<float>) const {}
 };
 
-void infer(const peft::Lora<>& lora, const Incomplete& base, peft::MatrixView<const float> x, peft::MatrixView<float> y) {
+void infer(const peft::Lora<>& lora, const Incomplete& base, peft::MatrixView<const float> x,
+           peft::MatrixView<float> y) {
   lora.forward(base, x, y);
 }

@@ -9,7 +9,7 @@ struct ForwardOnly {
   void forward(peft::MatrixView<const float>, peft::MatrixView<float>) const {}
 };
 
-void train(peft::Lora<>& lora, const ForwardOnly& base, const peft::Lora<>::Saved& saved, peft::MatrixView<const float> dy,
-           peft::MatrixView<const float> x, peft::MatrixView<float> dx) {
+void train(peft::Lora<>& lora, const ForwardOnly& base, const peft::Lora<>::Saved& saved,
+           peft::MatrixView<const float> dy, peft::MatrixView<const float> x, peft::MatrixView<float> dx) {
   lora.backward(base, dy, x, saved, dx);
 }

@@ -43,7 +43,8 @@ def tiny_llama():
 
 
 def tiny_gpt2():
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=16, n_positions=8, n_embd=8, n_layer=2, n_head=2))
+    config = transformers.GPT2Config(vocab_size=16, n_positions=8, n_embd=8, n_layer=2, n_head=2)
+    return transformers.GPT2LMHeadModel(config)
 
 
 def tiny_bert():
@@ -97,7 +98,8 @@ CASES = [
     ("llama", dict(target_modules=["q_proj", "k_proj", "up_proj"],
                    alpha_pattern={r"(q|k)_proj": 1, r"[02]\.mlp\.up_proj": 64, ".*": 3}, r=2)),
     ("llama", dict(target_modules=["self_attn.q_proj", "mlp.up_proj"])),
-    ("llama", dict(target_modules=["q_proj", "k_proj"], exclude_modules=["layers.0.self_attn.q_proj", "1.self_attn.k_proj"])),
+    ("llama", dict(target_modules=["q_proj", "k_proj"],
+                   exclude_modules=["layers.0.self_attn.q_proj", "1.self_attn.k_proj"])),
     ("llama", dict(target_modules=["lm_head", "gate_proj"])),
     ("gpt2", dict(target_modules=["c_attn"], fan_in_fan_out=True)),
     ("gpt2", dict(target_modules=["c_proj"], fan_in_fan_out=True, layers_to_transform=[1], layers_pattern=["h"])),
@@ -117,7 +119,8 @@ CASES = [
     ("made_up", dict(target_modules=["q_proj"], layers_to_transform=[1], layers_pattern="(h|blocks)")),
     ("made_up", dict(target_modules=["fc-1", "fc_1"], rank_pattern={"fc-1": 3})),
     ("made_up", dict(target_modules=["q_proj", "xq_proj"], rank_pattern={"q_proj": 3, "a.xq_proj": 5, "x?q_proj": 6})),
-    ("made_up", dict(target_modules=["inner"], rank_pattern={"v_proj": 3}, alpha_pattern={"nner": 4, "inner": 5, "v_proj.inner": 6})),
+    ("made_up", dict(target_modules=["inner"],
+                     rank_pattern={"v_proj": 3}, alpha_pattern={"nner": 4, "inner": 5, "v_proj.inner": 6})),
     ("made_up", dict(target_modules=["q_proj"], exclude_modules="a.q_proj")),
     ("made_up", dict(target_modules=["q_proj"], exclude_modules=["q_proj_extra", "a.q_proj"])),
 ]

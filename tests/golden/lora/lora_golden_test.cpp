@@ -36,18 +36,31 @@ std::vector<T> one_or_many(const Json& value) {
 LoraConfig config_of(const Json& fields) {
   LoraConfig config;
   for (const auto& [key, value] : fields.items()) {
-    if (key == "r") config.r = value;
-    else if (key == "lora_alpha") config.lora_alpha = value;
-    else if (key == "target_modules") config.target_modules = selector(value);
-    else if (key == "exclude_modules") config.exclude_modules = selector(value);
-    else if (key == "use_rslora") config.use_rslora = value;
-    else if (key == "fan_in_fan_out") config.fan_in_fan_out = value;
-    else if (key == "task_type") config.task_type = value.get<std::string>();
-    else if (key == "layers_to_transform") config.layers_to_transform = one_or_many<Index>(value);
-    else if (key == "layers_pattern") config.layers_pattern = one_or_many<std::string>(value);
-    else if (key == "rank_pattern") for (const auto& [name, rank] : value.items()) config.rank_pattern.emplace_back(name, rank);
-    else if (key == "alpha_pattern") for (const auto& [name, alpha] : value.items()) config.alpha_pattern.emplace_back(name, alpha);
-    else FAIL("the golden has a field that the test does not know: " << key);
+    if (key == "r") {
+      config.r = value;
+    } else if (key == "lora_alpha") {
+      config.lora_alpha = value;
+    } else if (key == "target_modules") {
+      config.target_modules = selector(value);
+    } else if (key == "exclude_modules") {
+      config.exclude_modules = selector(value);
+    } else if (key == "use_rslora") {
+      config.use_rslora = value;
+    } else if (key == "fan_in_fan_out") {
+      config.fan_in_fan_out = value;
+    } else if (key == "task_type") {
+      config.task_type = value.get<std::string>();
+    } else if (key == "layers_to_transform") {
+      config.layers_to_transform = one_or_many<Index>(value);
+    } else if (key == "layers_pattern") {
+      config.layers_pattern = one_or_many<std::string>(value);
+    } else if (key == "rank_pattern") {
+      for (const auto& [name, rank] : value.items()) config.rank_pattern.emplace_back(name, rank);
+    } else if (key == "alpha_pattern") {
+      for (const auto& [name, alpha] : value.items()) config.alpha_pattern.emplace_back(name, alpha);
+    } else {
+      FAIL("the golden has a field that the test does not know: " << key);
+    }
   }
   return config;
 }
@@ -96,8 +109,8 @@ TEST_CASE("Forward and gradients are PEFT's, over a dense base and over one that
     const Matrix<float> w = tensor(test["w"], out, in), a = tensor(test["a"], r, in), b = tensor(test["b"], out, r);
     const Matrix<float> x = tensor(test["x"], rows, in), dy = tensor(test["dy"], rows, out);
     Buffer<float> bias;
-    LoraCase exact{to_double(w), to_double(a), to_double(b), to_double(x), to_double(dy), Matrix<double>(rows, in), {},
-                   test["scaling"]};
+    LoraCase exact{to_double(w), to_double(a),   to_double(b), to_double(x), to_double(dy), Matrix<double>(rows, in),
+                   {},           test["scaling"]};
     if (test.contains("bias")) {
       bias = Buffer<float>(out);
       for (Index j = 0; j < out; ++j) {
@@ -113,7 +126,8 @@ TEST_CASE("Forward and gradients are PEFT's, over a dense base and over one that
       for (Index i = 0; i < rows; ++i) {
         for (Index k = 0; k < in; ++k) {
           const bool kept = test["mask"][static_cast<std::size_t>(i * in + k)].get<int>() != 0;
-          if (kept) bits[static_cast<std::size_t>(i * mask.stride_bytes + k / 8)] |= static_cast<std::uint8_t>(1u << (k % 8));
+          std::uint8_t& byte = bits[static_cast<std::size_t>(i * mask.stride_bytes + k / 8)];
+          if (kept) byte |= static_cast<std::uint8_t>(1u << (k % 8));
           exact.keep(i, k) = kept ? 1.0 / (1.0 - static_cast<double>(p)) : 0.0;
         }
       }

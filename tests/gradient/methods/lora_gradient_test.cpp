@@ -83,8 +83,14 @@ void check_lora(const L& base, Index rows, Index r, float p) {
   lora.forward(base, x.view(), y.view(), saved, dropout);
   lora.backward(base, dy.view(), x.view(), saved, dx.view());
 
-  const LoraCase reference{foreign::weight_of(base), lora.a().clone(), lora.b().clone(), x.clone(), dy.clone(),
-                           factors(dropout, rows, in, p), {}, 1.5};
+  const LoraCase reference{foreign::weight_of(base),
+                           lora.a().clone(),
+                           lora.b().clone(),
+                           x.clone(),
+                           dy.clone(),
+                           factors(dropout, rows, in, p),
+                           {},
+                           1.5};
   const LoraResult want = lora_reference(reference);
   const double size = weighted_sum(want.y.magnitude, absolute(dy)) * 2;  // a step changes a factor by little
   const Index length = in + out + r + rows;
@@ -114,9 +120,9 @@ struct Dense : DenseLinear<double> {
 TEST_CASE("LoRA's gradients are the central differences") {
   for (const float p : {0.0f, 0.35f}) {
     check_lora(Dense(6, 5), 4, 3, p);
-    check_lora(Dense(9, 4), 1, 1, p);    // one row, rank 1
-    check_lora(Dense(3, 4), 3, 7, p);    // rank above both sides
-    check_lora(Dense(17, 2), 0, 2, p);   // no rows
+    check_lora(Dense(9, 4), 1, 1, p);                              // one row, rank 1
+    check_lora(Dense(3, 4), 3, 7, p);                              // rank above both sides
+    check_lora(Dense(17, 2), 0, 2, p);                             // no rows
     check_lora(foreign::WithBackward<double>(7, 5, 51), 3, 2, p);  // a host's three members and a backward
   }
 }
@@ -132,9 +138,10 @@ TEST_CASE("AdaptedLinear's gradients are the central differences, with one adapt
       std::vector<std::pair<std::string, double>> weighted;
       for (int i = 0; i < adapters; ++i) {
         const std::string name = "adapter" + std::to_string(i);
-        registry.add_adapter(name,
-                             {.r = 2 + i, .lora_alpha = 3, .target_modules = {"q_proj"}, .lora_dropout = p, .init_lora_weights = false},
-                             sites, static_cast<std::uint64_t>(i));
+        registry.add_adapter(
+            name,
+            {.r = 2 + i, .lora_alpha = 3, .target_modules = {"q_proj"}, .lora_dropout = p, .init_lora_weights = false},
+            sites, static_cast<std::uint64_t>(i));
         weighted.emplace_back(name, i == 1 ? -0.5 : 1.0);
       }
       const TrainContext<double> context{.selection = registry.selection_of(weighted), .seed = 1, .step = 2};
@@ -154,10 +161,11 @@ TEST_CASE("AdaptedLinear's gradients are the central differences, with one adapt
       const double size = kRows * kOut * (kIn + 9 * kIn) * 64.0;
       check_gradient(x.flat(), dx.flat(), size, 32, loss);
       for (const auto& [name, weight] : weighted) {
-        registry.for_each_parameter(name, [&](const ParameterInfo& info, VectorView<double> value, VectorView<double> grad) {
-          CAPTURE(info.name);
-          check_gradient(value, grad, size, 32, loss);
-        });
+        registry.for_each_parameter(name,
+                                    [&](const ParameterInfo& info, VectorView<double> value, VectorView<double> grad) {
+                                      CAPTURE(info.name);
+                                      check_gradient(value, grad, size, 32, loss);
+                                    });
       }
     }
   }
@@ -209,7 +217,8 @@ TEST_CASE("The fused path in float, bf16 and f16 is the double path to the types
   }
 }
 
-TEST_CASE("Several adapters in training, each with its own mask: the fused path is the double path to float's rounding") {
+TEST_CASE(
+    "Several adapters in training, each with its own mask: the fused path is the double path to float's rounding") {
   constexpr Index kRows = 12, kIn = 40, kOut = 30;
   const auto weight = random_matrix<float>(kOut, kIn, 70);
   const auto x = random_matrix<float>(kRows, kIn, 71), dy = random_matrix<float>(kRows, kOut, 72);
@@ -222,7 +231,8 @@ TEST_CASE("Several adapters in training, each with its own mask: the fused path 
     AdaptedLinear<T> layer("q_proj", AnyLinear<T>(std::move(base)));
     AdaptedLinear<T>* sites[] = {&layer};
     AdapterRegistry<T> registry;
-    const LoraConfig config{.r = 3, .lora_alpha = 6, .target_modules = {"q_proj"}, .lora_dropout = 0.4f, .init_lora_weights = false};
+    const LoraConfig config{
+        .r = 3, .lora_alpha = 6, .target_modules = {"q_proj"}, .lora_dropout = 0.4f, .init_lora_weights = false};
     registry.add_adapter("a", config, sites, 1);
     registry.add_adapter("b", config, sites, 2);
     const TrainContext<T> context{.selection = registry.selection_of({{"a", 1.0}, {"b", 0.5}}), .seed = 8};

@@ -116,16 +116,19 @@ TEST_CASE("A parameter's name is PEFT's key") {
   model.registry.add_adapter("default", config_of({"q_proj"}, 2), model.all(), 1);
   std::vector<std::string> names;
   Index count = 0;
-  model.registry.for_each_parameter("default", [&](const ParameterInfo& info, VectorView<float> value, VectorView<float> grad) {
-    names.emplace_back(info.name);
-    REQUIRE(value.size == info.rows * info.cols);
-    REQUIRE(grad.size == value.size);
-    REQUIRE(info.decay);
-    REQUIRE(info.role == (info.name.find("lora_A") != std::string_view::npos ? ParameterRole::kLoraA : ParameterRole::kLoraB));
-    count += value.size;
-  });
-  REQUIRE(names == std::vector<std::string>{"model.layers.0.q_proj.lora_A.weight", "model.layers.0.q_proj.lora_B.weight",
-                                            "model.layers.1.q_proj.lora_A.weight", "model.layers.1.q_proj.lora_B.weight"});
+  model.registry.for_each_parameter(
+      "default", [&](const ParameterInfo& info, VectorView<float> value, VectorView<float> grad) {
+        names.emplace_back(info.name);
+        REQUIRE(value.size == info.rows * info.cols);
+        REQUIRE(grad.size == value.size);
+        REQUIRE(info.decay);
+        REQUIRE(info.role ==
+                (info.name.find("lora_A") != std::string_view::npos ? ParameterRole::kLoraA : ParameterRole::kLoraB));
+        count += value.size;
+      });
+  REQUIRE(names ==
+          std::vector<std::string>{"model.layers.0.q_proj.lora_A.weight", "model.layers.0.q_proj.lora_B.weight",
+                                   "model.layers.1.q_proj.lora_A.weight", "model.layers.1.q_proj.lora_B.weight"});
   REQUIRE(model.registry.adapter("default")->parameter_count() == count);
 }
 
@@ -151,7 +154,8 @@ TEST_CASE("The selection decides which adapters act, with which weight") {
   REQUIRE(model.registry.active_adapters() == std::vector<std::string>{"a", "b"});
   const Matrix<float> mixed = run(q, x, model.registry.selection());
   for (Index i = 0; i < mixed.size(); ++i) {
-    const float want = base.data()[i] + 0.25f * (with_a.data()[i] - base.data()[i]) - 2.0f * (with_b.data()[i] - base.data()[i]);
+    const float want =
+        base.data()[i] + 0.25f * (with_a.data()[i] - base.data()[i]) - 2.0f * (with_b.data()[i] - base.data()[i]);
     REQUIRE(mixed.data()[i] == Approx(want).margin(1e-4));
   }
 
@@ -195,11 +199,14 @@ TEST_CASE("Deleting an adapter leaves the others active and snapshots valid") {
   REQUIRE_FALSE(watch.expired());
 
   REQUIRE_THROWS_WITH(model.registry.set_adapter("a"), "AdapterRegistry: no adapter is named \"a\"; there are: b");
-  REQUIRE_THROWS_WITH(model.registry.add_adapter("b", config_of({"q_proj"}), model.all(), 2), Catch::Contains("already"));
+  REQUIRE_THROWS_WITH(model.registry.add_adapter("b", config_of({"q_proj"}), model.all(), 2),
+                      Catch::Contains("already"));
   REQUIRE_THROWS_WITH(model.registry.set_adapters({{"b", 1.0}, {"b", 2.0}}), Catch::Contains("twice"));
-  REQUIRE_THROWS_WITH(model.registry.set_adapters({{"b", std::nan("")}}), Catch::Contains("weight of adapter \"b\" is nan"));
-  REQUIRE_THROWS_WITH(model.registry.add_adapter("c", config_of({"query"}), model.all(), 2),
-                      Catch::Contains("[\"query\"] matches none of 3 linear layers; their names end in: q_proj, v_proj"));
+  REQUIRE_THROWS_WITH(model.registry.set_adapters({{"b", std::nan("")}}),
+                      Catch::Contains("weight of adapter \"b\" is nan"));
+  REQUIRE_THROWS_WITH(
+      model.registry.add_adapter("c", config_of({"query"}), model.all(), 2),
+      Catch::Contains("[\"query\"] matches none of 3 linear layers; their names end in: q_proj, v_proj"));
   REQUIRE_THROWS_WITH(AdapterRegistry<float>().set_adapter("x"), Catch::Contains("there are none"));
 }
 
@@ -265,13 +272,16 @@ TEST_CASE("A base that can only run forward is trained where its input needs no 
   lora.backward(dy.view(), x.view(), saved.adapters[0]);
   REQUIRE(same_bits(lora.grad_a(), da));
   REQUIRE(largest_difference(da, Matrix<float>::zeros(da.rows(), da.cols())) > 0.0);
-  REQUIRE_THROWS_WITH(layer.backward(dy.view(), x.view(), saved, dx.view(), Accumulate::kOverwrite, context, ExecutorRef()),
-                      Catch::Contains("model.q_proj: its base layer can only run forward") &&
-                          Catch::Contains("peft::PanelSource") && Catch::Contains("peft::BackwardLinear"));
+  REQUIRE_THROWS_WITH(
+      layer.backward(dy.view(), x.view(), saved, dx.view(), Accumulate::kOverwrite, context, ExecutorRef()),
+      Catch::Contains("model.q_proj: its base layer can only run forward") && Catch::Contains("peft::PanelSource") &&
+          Catch::Contains("peft::BackwardLinear"));
   saved.adapters.clear();
-  REQUIRE_THROWS_WITH(layer.backward(dy.view(), x.view(), saved, MatrixView<float>(), Accumulate::kOverwrite, context, ExecutorRef()),
-                      Catch::Contains("saved with 0 adapters; expected 1"));
-  REQUIRE_THROWS_WITH(layer.forward(x.view().column_range(0, 3), y.view()), "model.q_proj: x is [2, 3]; expected [2, 24]");
+  REQUIRE_THROWS_WITH(
+      layer.backward(dy.view(), x.view(), saved, MatrixView<float>(), Accumulate::kOverwrite, context, ExecutorRef()),
+      Catch::Contains("saved with 0 adapters; expected 1"));
+  REQUIRE_THROWS_WITH(layer.forward(x.view().column_range(0, 3), y.view()),
+                      "model.q_proj: x is [2, 3]; expected [2, 24]");
 }
 
 TEST_CASE("Dropout: own masks per module, the same however a batch is cut, none in evaluation") {

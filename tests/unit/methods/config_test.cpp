@@ -60,14 +60,18 @@ TEST_CASE("A field that is out of range, contradicts another or is not supported
   refused({.target_modules = some, .modules_to_save = {"lm_head"}}, "modules_to_save (\"lm_head\")");
   refused({.target_modules = some, .layers_pattern = {"layers"}}, "layers_to_transform");
   refused({.target_modules = some, .layers_to_transform = {-1}}, "layers_to_transform holds -1");
-  refused({.target_modules = ".*q_proj", .layers_to_transform = {1}}, "layers_to_transform needs target_modules to be a list");
+  refused({.target_modules = ".*q_proj", .layers_to_transform = {1}},
+          "layers_to_transform needs target_modules to be a list");
   refused({.target_modules = some, .rank_pattern = {{"q_proj", 0}}}, "rank_pattern[\"q_proj\"] is 0");
   refused({}, "target_modules is null");
   refused({.target_modules = ModuleSelector(std::vector<std::string>{})}, "target_modules is []");
 }
 
 TEST_CASE("Scale is alpha/r, or alpha/sqrt(r) where rank-stabilised, per module") {
-  const LoraConfig config{.r = 4, .lora_alpha = 8, .target_modules = {"q"}, .rank_pattern = {{"q", 16}, {"a.q", 2}},
+  const LoraConfig config{.r = 4,
+                          .lora_alpha = 8,
+                          .target_modules = {"q"},
+                          .rank_pattern = {{"q", 16}, {"a.q", 2}},
                           .alpha_pattern = {{"a\\.q", 6}}};
   REQUIRE(rank_for(config, "k") == 4);
   REQUIRE(scaling_for(config, "k") == 2.0);
@@ -109,8 +113,10 @@ TEST_CASE("Patterns that Python reads otherwise, or not at all, are refused by n
   refused("(q)\\1", "escape \\1", 4);
   refused("q\\", "'\\' at the end", 2);
   REQUIRE(pattern_message(std::string(5000, 'a')).find("5000 characters") != std::string::npos);
-  REQUIRE(pattern_message(std::string(100, '(') + std::string(100, ')')).find("too many nested groups") != std::string::npos);
-  for (const char* fine : {"", ".*", "(?:a|b)+?", "a{2}b{1,}c{1,3}?", "[^\\w.-]", "[a-z0-9_\\]]*", "x(?=y)y", "(?!x)\\d+$", "^a\\.b", "\\{a\\}"}) {
+  REQUIRE(pattern_message(std::string(100, '(') + std::string(100, ')')).find("too many nested groups") !=
+          std::string::npos);
+  for (const char* fine : {"", ".*", "(?:a|b)+?", "a{2}b{1,}c{1,3}?", "[^\\w.-]", "[a-z0-9_\\]]*", "x(?=y)y",
+                           "(?!x)\\d+$", "^a\\.b", "\\{a\\}"}) {
     INFO(fine);
     REQUIRE(pattern_message(fine).empty());
   }
@@ -119,7 +125,8 @@ TEST_CASE("Patterns that Python reads otherwise, or not at all, are refused by n
 TEST_CASE("Targets that match nothing are an error that says what the modules are called") {
   const std::vector<std::string> names = {"model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj",
                                           "model.layers.1.self_attn.q_proj", "lm_head"};
-  const auto text = [&](const LoraConfig& config, UnmatchedTargets unmatched = UnmatchedTargets::kRefuse) -> std::string {
+  const auto text = [&](const LoraConfig& config,
+                        UnmatchedTargets unmatched = UnmatchedTargets::kRefuse) -> std::string {
     try {
       match_target_modules(config, names, unmatched);
     } catch (const ConfigError& error) {
@@ -131,13 +138,14 @@ TEST_CASE("Targets that match nothing are an error that says what the modules ar
           "LoraConfig: target_modules = [\"query\", \"value\"] matches none of 4 linear layers; their names end in: "
           "q_proj, up_proj, lm_head");
   REQUIRE(text({.target_modules = ".*query"}).find("target_modules = \".*query\" matches none") != std::string::npos);
-  REQUIRE(text({.target_modules = {"q_proj"}, .exclude_modules = ".*"}).find("that exclude_modules and layers_to_transform leave") !=
-          std::string::npos);
+  REQUIRE(text({.target_modules = {"q_proj"}, .exclude_modules = ".*"})
+              .find("that exclude_modules and layers_to_transform leave") != std::string::npos);
   // One entry of several that fits nothing: Python keeps silent.
   REQUIRE(text({.target_modules = {"q_proj", "v_proj"}}).find("names \"v_proj\", which is none of 4 linear layers") !=
           std::string::npos);
   REQUIRE(text({.target_modules = {"q_proj", "v_proj"}}, UnmatchedTargets::kAllow).empty());
   // "all-linear" leaves the head out under its own name too.
   REQUIRE(match_target_modules({.target_modules = "all-linear"}, names).size() == 3);
-  REQUIRE(match_target_modules({.target_modules = "all-linear"}, names, UnmatchedTargets::kRefuse, "up_proj").size() == 3);
+  REQUIRE(match_target_modules({.target_modules = "all-linear"}, names, UnmatchedTargets::kRefuse, "up_proj").size() ==
+          3);
 }

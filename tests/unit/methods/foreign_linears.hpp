@@ -31,7 +31,9 @@ struct StridedHalf {
     bias_values.resize(static_cast<std::size_t>(out));
     for (auto& value : bias_values) value = random.normal();
   }
-  float weight(Index j, Index k) const { return static_cast<float>(storage[static_cast<std::size_t>(j * (in + kGap) + k)]); }
+  float weight(Index j, Index k) const {
+    return static_cast<float>(storage[static_cast<std::size_t>(j * (in + kGap) + k)]);
+  }
   Index in_features() const { return in; }
   Index out_features() const { return out; }
   template <class T>
@@ -175,7 +177,8 @@ struct WithBackward : ForwardOnly<A> {
 struct WithExecutorBackward : ForwardOnly<float> {
   using ForwardOnly::ForwardOnly;
   mutable int backward_calls = 0;
-  void backward_input(MatrixView<const float> dy, MatrixView<float> dx, peft::Accumulate mode, peft::ExecutorRef) const {
+  void backward_input(MatrixView<const float> dy, MatrixView<float> dx, peft::Accumulate mode,
+                      peft::ExecutorRef) const {
     ++backward_calls;
     for (Index i = 0; i < dx.rows; ++i) {
       for (Index k = 0; k < dx.cols; ++k) {

@@ -14,7 +14,8 @@ using namespace peft;
 using namespace peft_test;
 
 // Each archetype has its refinement and no other.
-static_assert(PanelSource<foreign::StridedHalf> && !BackwardLinear<foreign::StridedHalf> && !FusedLowRank<foreign::StridedHalf>);
+static_assert(PanelSource<foreign::StridedHalf> && !BackwardLinear<foreign::StridedHalf> &&
+              !FusedLowRank<foreign::StridedHalf>);
 static_assert(PanelSource<foreign::Conv1D> && PanelSource<foreign::FourBit> && !MergeableLinear<foreign::FourBit>);
 static_assert(LinearLike<foreign::ForwardOnly<float>> && !ExecutorForward<foreign::ForwardOnly<float>> &&
               !PanelSource<foreign::ForwardOnly<float>> && !BackwardLinear<foreign::ForwardOnly<float>>);
@@ -49,8 +50,8 @@ struct Problem {
     std::copy(b.flat().begin(), b.flat().end(), lora.b().data());
   }
   LoraCase reference(Matrix<double> w, std::vector<double> bias) const {
-    return {std::move(w), to_double(lora.a()), to_double(lora.b()), to_double(x), to_double(dy), ones(kRows, kIn),
-            std::move(bias), 0.75};
+    return {std::move(w),  to_double(lora.a()), to_double(lora.b()), to_double(x),
+            to_double(dy), ones(kRows, kIn),    std::move(bias),     0.75};
   }
 };
 
@@ -96,7 +97,8 @@ TEST_CASE("DenseLinear multiplies in every storage and activation type") {
     const auto dy = random_matrix<T>(kRows, kOut, 3);
     Measured y = product(to_double(x), false, w, true);
     for (Index i = 0; i < kRows; ++i) {
-      for (Index j = 0; j < kOut; ++j) y.add(i, j, bias_reference[static_cast<std::size_t>(j)], bias_reference[static_cast<std::size_t>(j)]);
+      for (Index j = 0; j < kOut; ++j)
+        y.add(i, j, bias_reference[static_cast<std::size_t>(j)], bias_reference[static_cast<std::size_t>(j)]);
     }
     // Rows further apart than they are long, on both sides.
     Matrix<T> wide = Matrix<T>::zeros(kRows, kOut + 4);
@@ -263,7 +265,8 @@ TEST_CASE("A layer that fuses low-rank terms itself is asked to: several adapter
   const auto want_over = [&](const Matrix<double>& w) {
     Measured want = product(to_double(x), false, w, true);
     for (const LowRankTerm& term : terms) {
-      const Measured part = product(to_double<float>(term.s), false, to_double<float>(term.b), true, static_cast<double>(term.scale));
+      const Measured part =
+          product(to_double<float>(term.s), false, to_double<float>(term.b), true, static_cast<double>(term.scale));
       for (Index i = 0; i < term.rows; ++i) {
         for (Index j = 0; j < kOut; ++j) want.add(term.first_row + i, j, part.value(i, j), part.magnitude(i, j));
       }
@@ -294,7 +297,8 @@ TEST_CASE("Merge and weight gradient of a foreign layer, through AnyLinear") {
   mergeable.forward(p.x.view(), merged.view());
   for (Index i = 0; i < y.size(); ++i) REQUIRE(merged.data()[i] == Approx(y.data()[i]).margin(1e-4));
   mergeable.restore(std::move(undo));
-  REQUIRE(std::memcmp(mergeable.get_if<foreign::WithMerge>()->w.data(), before.data(), sizeof(float) * kIn * kOut) == 0);
+  REQUIRE(std::memcmp(mergeable.get_if<foreign::WithMerge>()->w.data(), before.data(), sizeof(float) * kIn * kOut) ==
+          0);
 
   foreign::WithWeightGrad host_layer(kIn, kOut, 41);
   AnyLinear<float> graded = AnyLinear<float>::borrow(host_layer);

@@ -43,7 +43,8 @@ Matrix<double> to_double(const Matrix<T>& matrix) {
 struct Measured {
   Matrix<double> value;
   Matrix<double> magnitude;
-  Measured(Index rows, Index cols) : value(Matrix<double>::zeros(rows, cols)), magnitude(Matrix<double>::zeros(rows, cols)) {}
+  Measured(Index rows, Index cols)
+      : value(Matrix<double>::zeros(rows, cols)), magnitude(Matrix<double>::zeros(rows, cols)) {}
   void add(Index i, Index j, double term, double size) {
     value(i, j) += term;
     magnitude(i, j) += size;
@@ -136,8 +137,8 @@ double unit_roundoff() {
 }
 
 /// A sum of `length` products in float differs from the exact one by at most length·u·Σ|terms| (Higham, "Accuracy and
-/// Stability of Numerical Algorithms", 3.1); storing the result as T adds u_T·|result| (two roundings where a base rounds
-/// before the terms are added), and 2^-24 for f16's subnormals.
+/// Stability of Numerical Algorithms", 3.1); storing the result as T adds u_T·|result| (two roundings where a base
+/// rounds before the terms are added), and 2^-24 for f16's subnormals.
 template <class T>
 void check_close(MatrixView<const T> got, const Measured& want, Index length) {
   REQUIRE(got.rows == want.value.rows());
