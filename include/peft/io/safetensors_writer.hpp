@@ -1,0 +1,118 @@
+#pragma once
+/// Writes safetensors files, byte for byte as the reference implementation does: tensors by type (widest alignment
+/// first) and then by name, the header padded with spaces to a multiple of 8.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "peft/io/atomic_file.hpp"
+#include "peft/io/json.hpp"
+#include "peft/io/safetensors.hpp"
+#include "peft/io/tensor_ref.hpp"
+
+PEFT_BEGIN_NAMESPACE
+
+/// What Python's loaders expect.
+inline SafetensorsMetadata safetensors_metadata() { return {{"format", "pt"}}; }
+
+/// The file's header for these tensors, and the order in which their bytes follow it.
+struct SafetensorsHeader {
+  std::string text;                 ///< with its length in front
+  std::vector<std::size_t> order;  ///< positions in the list of tensors
+
+  /// Throws FormatError: a name twice, not UTF-8 or reserved, a type that safetensors lacks, a header above the format's
+  /// limit; ShapeError: bytes that do not fit type and shape.
+  SafetensorsHeader(std::span<const TensorRef> tensors, const SafetensorsMetadata& metadata, std::string_view where) {
+    order.resize(tensors.size());
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+      if (tensors[a].type != tensors[b].type) return tensors[a].type > tensors[b].type;
+      return tensors[a].name < tensors[b].name;
+    });
+    std::string json = "{";
+    const auto member = [&json](const std::string& key, std::string_view value) {
+      if (json.size() > 1) json += ',';
+      json += Json(key).dump() + ":";
+      json += value;
+    };
+    if (!metadata.empty()) {
+      Json values = Json::object();
+      for (const auto& [key, value] : metadata) {
+        if (!is_utf8(key) || !is_utf8(value)) {
+          fail<FormatError>("{}: writing the metadata {}: it is not UTF-8", where, quote_text(key));
+        }
+        values[key] = value;
+      }
+      member("__metadata__", values.dump());
+    }
+    Index offset = 0;
+    for (const std::size_t i : order) {
+      const TensorRef& tensor = tensors[i];
+      check(tensor, where);
+      const Index end = offset + static_cast<Index>(tensor.bytes.size());
+      Json value = Json::object();
+      value["dtype"] = std::string(name_of(tensor.type));
+      value["shape"] = tensor.shape;
+      value["data_offsets"] = {offset, end};
+      member(tensor.name, value.dump());
+      offset = end;
+    }
+    json += '}';
+    json.append((8 - json.size() % 8) % 8, ' ');
+    if (json.size() > kSafetensorsMaxHeader) {
+      fail<FormatError>("{}: the header would have {} bytes; the format allows {}", where, json.size(),
+                        kSafetensorsMaxHeader);
+    }
+    check_distinct(tensors, where);
+    const auto length = static_cast<std::uint64_t>(json.size());
+    text.resize(sizeof(length));
+    std::memcpy(text.data(), &length, sizeof(length));
+    text += json;
+  }
+
+ private:
+  static void check(const TensorRef& tensor, std::string_view where) {
+    if (!is_utf8(tensor.name) || tensor.name == "__metadata__") {
+      fail<FormatError>("{}: a tensor is named {}; expected UTF-8 other than \"__metadata__\"", where,
+                        quote_text(tensor.name));
+    }
+    if (!info_of(tensor.type).in_safetensors) {
+      fail<FormatError>("{}: {} is {}, which safetensors does not know; dequantise it first", where, tensor.where(),
+                        name_of(tensor.type));
+    }
+    tensor.check_size();
+  }
+  void check_distinct(std::span<const TensorRef> tensors, std::string_view where) const {
+    std::vector<std::string_view> names;
+    for (const TensorRef& tensor : tensors) names.push_back(tensor.name);
+    std::sort(names.begin(), names.end());
+    const auto twice = std::adjacent_find(names.begin(), names.end());
+    if (twice != names.end()) fail<FormatError>("{}: two tensors are named {}", where, quote_text(*twice));
+  }
+};
+
+/// Writes to an open file and leaves finishing to its owner. Nothing is written where the tensors are refused.
+/// Throws IoError, FormatError, ShapeError.
+inline void write_safetensors(FileWriter& file, std::span<const TensorRef> tensors,
+                              const SafetensorsMetadata& metadata = safetensors_metadata()) {
+  const SafetensorsHeader header(tensors, metadata, "writing " + file.shown().string());
+  file.write(header.text);
+  for (const std::size_t i : header.order) file.write(tensors[i].bytes);
+}
+
+/// Writes a file in one step (see AtomicFile). Throws IoError, FormatError, ShapeError; the old file then stays.
+inline void write_safetensors(const std::filesystem::path& path, std::span<const TensorRef> tensors,
+                              const SafetensorsMetadata& metadata = safetensors_metadata()) {
+  AtomicFile file(path);
+  write_safetensors(file.writer(), tensors, metadata);
+  file.commit();
+}
+
+PEFT_END_NAMESPACE
