@@ -1,0 +1,428 @@
+#pragma once
+/// A Llama host: RMSNorm, rotary embedding, grouped-query attention, SwiGLU, tied or untied head. Wiring only; every
+/// piece comes from the library's public headers, and every linear is a peft::AdaptedLinear under Hugging Face's path.
+///
+/// Per layer, x [tokens, hidden]:   a = attention(rope(q), rope(k), v),  q, k, v from rms_norm(x)
+///                                  m = x + o(a),   x' = m + down(silu(gate) ∘ up),  gate, up from rms_norm(m)
+/// Training keeps x, q, k, v, a, m, gate, up and log-sum-exp per layer; norms and the SwiGLU product are made again.
+
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "hosts/llama_config.hpp"
+#include "peft/adapted_linear.hpp"
+#include "peft/adapter_registry.hpp"
+#include "peft/dense_linear.hpp"
+#include "peft/linear_cross_entropy.hpp"
+#include "peft/ops/add.hpp"
+#include "peft/ops/attention.hpp"
+#include "peft/ops/embedding.hpp"
+#include "peft/ops/rms_norm.hpp"
+#include "peft/ops/rope.hpp"
+#include "peft/ops/swiglu.hpp"
+#include "peft/train/batch.hpp"
+
+namespace peft_examples {
+
+using peft::Accumulate;
+using peft::Accumulator;
+using peft::AdaptedLinear;
+using peft::Buffer;
+using peft::ExecutorRef;
+using peft::Matrix;
+using peft::MatrixView;
+using peft::Scalar;
+using peft::VectorView;
+
+/// The weights of one layer as a loader hands them over.
+template <Scalar T>
+struct LlamaLayerWeights {
+  Buffer<Accumulator<T>> input_layernorm, post_attention_layernorm;
+  peft::AnyLinear<T> q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+};
+
+/// Keys and values of one sequence, for every layer.
+template <Scalar T>
+struct KvCache {
+  KvCache(const LlamaConfig& config, Index capacity_tokens) : capacity(capacity_tokens) {
+    const Index width = config.num_key_value_heads * config.head_dim;
+    for (Index i = 0; i < config.num_hidden_layers; ++i) {
+      keys.emplace_back(capacity, width);
+      values.emplace_back(capacity, width);
+    }
+  }
+  Index length = 0;
+  Index capacity;
+  std::vector<Matrix<T>> keys, values;
+};
+
+template <Scalar T>
+class Llama {
+ public:
+  using value_type = T;
+  using A = Accumulator<T>;
+  using accumulator_type = A;
+  using Linear = AdaptedLinear<T>;
+
+  /// embedding [vocab, hidden]; head: lm_head [vocab, hidden], or the embedding again where the model ties them.
+  /// Throws ConfigError, ShapeError.
+  Llama(LlamaConfig config, std::shared_ptr<const Matrix<T>> embedding, std::vector<LlamaLayerWeights<T>> layers,
+        Buffer<A> final_norm, peft::DenseLinear<T> head)
+      : config_(config),
+        embedding_(std::move(embedding)),
+        final_norm_(std::move(final_norm)),
+        head_(std::move(head)),
+        rope_(config.max_position_embeddings, config.head_dim, config.rope_theta) {
+    config_.validate();
+    layers_.reserve(layers.size());
+    for (auto& weights : layers) {
+      layers_.emplace_back("model.layers." + std::to_string(layers_.size()) + ".", std::move(weights));
+    }
+    check_shapes();
+  }
+
+  const LlamaConfig& config() const noexcept { return config_; }
+  /// Every linear that adapters may attach to, in the order of the model.
+  std::vector<Linear*> sites() {
+    std::vector<Linear*> result;
+    for (Layer& layer : layers_) {
+      for (Linear* linear : layer.linears()) result.push_back(linear);
+    }
+    return result;
+  }
+  /// Parameters of the base model; a tied head counts once.
+  Index parameter_count() const {
+    Index count = embedding_->size() + final_norm_.size();
+    if (!is_tied()) count += head_.in_features() * head_.out_features();
+    for (const Layer& layer : layers_) {
+      count += layer.input_norm.size() + layer.post_norm.size();
+      for (const Linear* linear : layer.linears()) count += linear->in_features() * linear->out_features();
+    }
+    return count;
+  }
+  bool is_tied() const noexcept { return head_.weight().data == embedding_->data(); }
+  MatrixView<const T> embedding() const noexcept { return *embedding_; }
+  VectorView<const A> final_norm() const noexcept { return final_norm_.view(); }
+  VectorView<const A> input_norm(Index layer) const { return layers_[static_cast<std::size_t>(layer)].input_norm.view(); }
+  VectorView<const A> post_norm(Index layer) const { return layers_[static_cast<std::size_t>(layer)].post_norm.view(); }
+  const peft::DenseLinear<T>& head() const noexcept { return head_; }
+  void set_executor(ExecutorRef executor) noexcept { executor_ = executor; }
+
+  /// What forward_backward trains and evaluate uses.
+  void select(peft::Selection<T> selection) { selection_ = std::move(selection); }
+  const peft::Selection<T>& selection() const noexcept { return selection_; }
+
+  // -- peft::TrainableModel ------------------------------------------------------------------------------------------
+  template <class Visitor>
+  void for_each_parameter(Visitor&& visit) {
+    for (const auto& active : selection_.active()) active.adapter->for_each_parameter(visit);
+  }
+
+  void forward_backward(const peft::PackedBatch& batch, double grad_scale, std::uint64_t seed, std::uint32_t step,
+                        peft::LossSum& sum) {
+    const peft::TrainContext<T> context{selection_, seed, step, batch.first_row, true};
+    forward(batch, context);
+    Matrix<T>& d = gradient_;
+    d.resize_discard(batch.tokens(), config_.hidden_size);
+    peft::ops::rms_norm_forward<T>(layers_in_.back(), final_norm_.view(), config_.rms_norm_eps, normed_, executor_);
+    loss_.forward_backward(head_, std::as_const(normed_).view(), targets(batch), grad_scale, d.view(), sum, executor_);
+    peft::ops::rms_norm_backward<T>(d, layers_in_.back(), final_norm_.view(), config_.rms_norm_eps,
+                                    Accumulate::kOverwrite, d, {}, executor_);
+    const Index lowest = lowest_adapted_layer();
+    for (Index i = config_.num_hidden_layers; i-- > lowest;) backward_layer(i, batch, i > lowest, context);
+  }
+
+  void evaluate(const peft::PackedBatch& batch, peft::LossSum& sum) {
+    const peft::TrainContext<T> context{selection_, 0, 0, 0, false};
+    forward(batch, context);
+    peft::ops::rms_norm_forward<T>(layers_in_.back(), final_norm_.view(), config_.rms_norm_eps, normed_, executor_);
+    loss_.forward(head_, std::as_const(normed_).view(), targets(batch), sum, executor_);
+  }
+
+  // -- inference -----------------------------------------------------------------------------------------------------
+  /// Appends the new tokens of each sequence to its cache and writes the logits [sequences, vocab] after the last one.
+  /// ids holds all new tokens, one sequence after another; counts[i] ≥ 1 of them belong to caches[i].
+  void infer(VectorView<const std::int32_t> ids, std::span<const Index> counts, std::span<KvCache<T>* const> caches,
+             MatrixView<A> logits) {
+    const Index tokens = ids.size, width = config_.num_key_value_heads * config_.head_dim;
+    positions_.clear();
+    Index row = 0;
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+      KvCache<T>& cache = *caches[i];
+      if (cache.length + counts[i] > cache.capacity) {
+        peft::fail<peft::ShapeError>("Llama::infer: the cache of sequence {} holds {} tokens; {} more exceed its {}", i,
+                                     cache.length, counts[i], cache.capacity);
+      }
+      for (Index j = 0; j < counts[i]; ++j) positions_.push_back(static_cast<std::int32_t>(cache.length + j));
+      row += counts[i];
+    }
+    if (row != tokens) peft::fail<peft::ShapeError>("Llama::infer: {} ids; expected {}, the sum of counts", tokens, row);
+    Saved& s = scratch_;
+    resize(s, tokens);
+    Matrix<T>& x = scratch_in_;
+    x.resize_discard(tokens, config_.hidden_size);
+    normed_.resize_discard(tokens, config_.hidden_size);
+    peft::ops::embedding_forward<T, T>(ids, *embedding_, x, executor_);
+    for (std::size_t l = 0; l < layers_.size(); ++l) {
+      const Layer& layer = layers_[l];
+      norm(x, layer.input_norm);
+      layer.q.forward(normed(), s.q, selection_, executor_);
+      layer.k.forward(normed(), s.k, selection_, executor_);
+      layer.v.forward(normed(), s.v, selection_, executor_);
+      rotate(s.q, s.k);
+      segments_.clear();
+      row = 0;
+      for (std::size_t i = 0; i < counts.size(); ++i) {
+        KvCache<T>& cache = *caches[i];
+        for (Index j = 0; j < counts[i]; ++j) {
+          std::copy_n(s.k.row(row + j), width, cache.keys[l].row(cache.length + j));
+          std::copy_n(s.v.row(row + j), width, cache.values[l].row(cache.length + j));
+        }
+        const Index seen = cache.length + counts[i];
+        segments_.push_back({row, counts[i], cache.keys[l].view().row_range(0, seen),
+                             cache.values[l].view().row_range(0, seen), {}, {}});
+        row += counts[i];
+      }
+      peft::ops::attention_forward<T>(s.q, segments_, shape(), s.a, {}, executor_);
+      layer.o.forward(std::as_const(s.a).view(), s.m, selection_, executor_);
+      peft::ops::add<T>(x, s.m, executor_);
+      norm(s.m, layer.post_norm);
+      layer.gate.forward(normed(), s.gate, selection_, executor_);
+      layer.up.forward(normed(), s.up, selection_, executor_);
+      peft::ops::swiglu_forward<T>(s.gate, s.up, s.gate, executor_);
+      layer.down.forward(std::as_const(s.gate).view(), x, selection_, executor_);
+      peft::ops::add<T>(s.m, x, executor_);
+    }
+    last_.resize_discard(static_cast<Index>(counts.size()), config_.hidden_size);
+    row = 0;
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+      row += counts[i];
+      std::copy_n(x.row(row - 1), config_.hidden_size, last_.row(static_cast<Index>(i)));
+      caches[i]->length += counts[i];
+    }
+    write_logits(last_, logits);
+  }
+
+  /// Logits [tokens, vocab] of every position of a batch, without dropout.
+  void logits(const peft::PackedBatch& batch, MatrixView<A> out) {
+    forward(batch, peft::TrainContext<T>{selection_, 0, 0, 0, false});
+    write_logits(layers_in_.back(), out);
+  }
+
+ private:
+  struct Layer {
+    Layer(const std::string& path, LlamaLayerWeights<T> w)
+        : input_norm(std::move(w.input_layernorm)),
+          post_norm(std::move(w.post_attention_layernorm)),
+          q(path + "self_attn.q_proj", std::move(w.q_proj)),
+          k(path + "self_attn.k_proj", std::move(w.k_proj)),
+          v(path + "self_attn.v_proj", std::move(w.v_proj)),
+          o(path + "self_attn.o_proj", std::move(w.o_proj)),
+          gate(path + "mlp.gate_proj", std::move(w.gate_proj)),
+          up(path + "mlp.up_proj", std::move(w.up_proj)),
+          down(path + "mlp.down_proj", std::move(w.down_proj)) {}
+    std::vector<Linear*> linears() { return {&q, &k, &v, &o, &gate, &up, &down}; }
+    std::vector<const Linear*> linears() const { return {&q, &k, &v, &o, &gate, &up, &down}; }
+
+    Buffer<A> input_norm, post_norm;
+    Linear q, k, v, o, gate, up, down;
+  };
+
+  /// What one layer keeps for backward.
+  struct Saved {
+    Matrix<T> q, k, v, a, m, gate, up;
+    Matrix<A> log_sum_exp;
+    typename Linear::Saved of_q, of_k, of_v, of_o, of_gate, of_up, of_down;
+  };
+
+  MatrixView<const T> normed() const noexcept { return normed_; }
+  peft::ops::AttentionShape shape() const noexcept {
+    return {config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim,
+            static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim))), true};
+  }
+  static VectorView<const std::int32_t> targets(const peft::PackedBatch& batch) noexcept {
+    return {batch.targets.data(), batch.tokens()};
+  }
+  void norm(const Matrix<T>& x, const Buffer<A>& weight) {
+    peft::ops::rms_norm_forward<T>(x, weight.view(), config_.rms_norm_eps, normed_, executor_);
+  }
+  void rotate(Matrix<T>& q, Matrix<T>& k) {
+    const VectorView<const std::int32_t> at{positions_.data(), static_cast<Index>(positions_.size())};
+    peft::ops::rope_forward<T>(q, at, config_.head_dim, rope_, executor_);
+    peft::ops::rope_forward<T>(k, at, config_.head_dim, rope_, executor_);
+  }
+  void resize(Saved& s, Index tokens) {
+    const Index query = config_.num_attention_heads * config_.head_dim;
+    const Index key = config_.num_key_value_heads * config_.head_dim;
+    s.q.resize_discard(tokens, query);
+    s.k.resize_discard(tokens, key);
+    s.v.resize_discard(tokens, key);
+    s.a.resize_discard(tokens, query);
+    s.m.resize_discard(tokens, config_.hidden_size);
+    s.gate.resize_discard(tokens, config_.intermediate_size);
+    s.up.resize_discard(tokens, config_.intermediate_size);
+    s.log_sum_exp.resize_discard(tokens, config_.num_attention_heads);
+  }
+  void write_logits(const Matrix<T>& x, MatrixView<A> out) {
+    normed_.resize_discard(x.rows(), config_.hidden_size);
+    norm(x, final_norm_);
+    if constexpr (std::is_same_v<T, A>) {
+      head_.forward(normed(), out, executor_);
+    } else {  // the head's sums stay in float
+      Matrix<A> wide(x.rows(), config_.hidden_size);
+      for (Index i = 0; i < wide.size(); ++i) wide.flat()[i] = static_cast<A>(normed_.flat()[i]);
+      head_.forward(std::as_const(wide).view(), out, executor_);
+    }
+  }
+  /// Keys and values of the batch's own sequences.
+  void segments_of(const peft::PackedBatch& batch, const Saved& s) {
+    segments_.clear();
+    for (std::size_t i = 0; i + 1 < batch.offsets.size(); ++i) {
+      const Index first = batch.offsets[i], count = batch.offsets[i + 1] - first;
+      segments_.push_back({first, count, s.k.view().row_range(first, count), s.v.view().row_range(first, count), {}, {}});
+    }
+  }
+  Index lowest_adapted_layer() const {
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      for (const Linear* linear : layers_[i].linears()) {
+        bool adapted = false;
+        selection_.for_each_on(linear->module(), [&](auto&, double, std::size_t) { adapted = true; });
+        if (adapted) return static_cast<Index>(i);
+      }
+    }
+    return config_.num_hidden_layers;
+  }
+
+  void forward(const peft::PackedBatch& batch, const peft::TrainContext<T>& context) {
+    batch.check();
+    const Index tokens = batch.tokens();
+    positions_ = batch.positions;
+    layers_in_.resize(layers_.size() + 1);
+    saved_.resize(layers_.size());
+    for (auto& x : layers_in_) x.resize_discard(tokens, config_.hidden_size);
+    normed_.resize_discard(tokens, config_.hidden_size);
+    product_.resize_discard(tokens, config_.intermediate_size);
+    peft::ops::embedding_forward<T, T>({batch.ids.data(), tokens}, *embedding_, layers_in_[0], executor_);
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const Layer& layer = layers_[i];
+      Saved& s = saved_[i];
+      const Matrix<T>& x = layers_in_[i];
+      Matrix<T>& next = layers_in_[i + 1];
+      resize(s, tokens);
+      norm(x, layer.input_norm);
+      layer.q.forward(normed(), s.q, s.of_q, context, executor_);
+      layer.k.forward(normed(), s.k, s.of_k, context, executor_);
+      layer.v.forward(normed(), s.v, s.of_v, context, executor_);
+      rotate(s.q, s.k);
+      segments_of(batch, s);
+      peft::ops::attention_forward<T>(s.q, segments_, shape(), s.a, s.log_sum_exp, executor_);
+      layer.o.forward(std::as_const(s.a).view(), s.m, s.of_o, context, executor_);
+      peft::ops::add<T>(x, s.m, executor_);
+      norm(s.m, layer.post_norm);
+      layer.gate.forward(normed(), s.gate, s.of_gate, context, executor_);
+      layer.up.forward(normed(), s.up, s.of_up, context, executor_);
+      peft::ops::swiglu_forward<T>(s.gate, s.up, product_, executor_);
+      layer.down.forward(std::as_const(product_).view(), next, s.of_down, context, executor_);
+      peft::ops::add<T>(s.m, next, executor_);
+    }
+  }
+
+  /// gradient_ holds d loss / d (layer's output) and receives that of its input, unless nothing below is trained.
+  void backward_layer(Index index, const peft::PackedBatch& batch, bool want_input,
+                      const peft::TrainContext<T>& context) {
+    const auto at = static_cast<std::size_t>(index);
+    const Layer& layer = layers_[at];
+    Saved& s = saved_[at];
+    const Matrix<T>& x = layers_in_[at];
+    Matrix<T>& d = gradient_;
+    const Index tokens = batch.tokens();
+    branch_.resize_discard(tokens, config_.hidden_size);
+    d_keys_.resize_discard(tokens, s.k.cols());
+    d_values_.resize_discard(tokens, s.v.cols());
+    d_attention_.resize_discard(tokens, s.a.cols());
+    d_product_.resize_discard(tokens, config_.intermediate_size);
+    const MatrixView<const T> upper = std::as_const(d).view();
+
+    peft::ops::swiglu_forward<T>(s.gate, s.up, product_, executor_);
+    layer.down.backward(upper, std::as_const(product_).view(), s.of_down, d_product_, Accumulate::kOverwrite, context,
+                        executor_);
+    peft::ops::swiglu_backward<T>(d_product_, s.gate, s.up, s.gate, s.up, executor_);
+    norm(s.m, layer.post_norm);
+    layer.gate.backward(std::as_const(s.gate).view(), normed(), s.of_gate, branch_, Accumulate::kOverwrite, context,
+                        executor_);
+    layer.up.backward(std::as_const(s.up).view(), normed(), s.of_up, branch_, Accumulate::kAdd, context, executor_);
+    peft::ops::rms_norm_backward<T>(branch_, s.m, layer.post_norm.view(), config_.rms_norm_eps, Accumulate::kAdd, d, {},
+                                    executor_);
+
+    layer.o.backward(upper, std::as_const(s.a).view(), s.of_o, d_attention_, Accumulate::kOverwrite, context, executor_);
+    segments_of(batch, s);
+    grad_segments_.clear();
+    for (const auto& segment : segments_) {
+      grad_segments_.push_back({d_keys_.view().row_range(segment.query_first, segment.query_count),
+                                d_values_.view().row_range(segment.query_first, segment.query_count), {}, {}});
+    }
+    peft::ops::attention_backward<T>(std::as_const(d_attention_).view(), s.q, s.a, s.log_sum_exp, segments_, shape(),
+                                     d_attention_, grad_segments_, executor_);
+    const VectorView<const std::int32_t> positions{positions_.data(), tokens};
+    peft::ops::rope_backward<T>(d_attention_, positions, config_.head_dim, rope_, executor_);
+    peft::ops::rope_backward<T>(d_keys_, positions, config_.head_dim, rope_, executor_);
+    norm(x, layer.input_norm);
+    const MatrixView<T> input = want_input ? branch_.view() : MatrixView<T>();
+    layer.q.backward(std::as_const(d_attention_).view(), normed(), s.of_q, input, Accumulate::kOverwrite, context, executor_);
+    layer.k.backward(std::as_const(d_keys_).view(), normed(), s.of_k, input, Accumulate::kAdd, context, executor_);
+    layer.v.backward(std::as_const(d_values_).view(), normed(), s.of_v, input, Accumulate::kAdd, context, executor_);
+    if (want_input) {
+      peft::ops::rms_norm_backward<T>(branch_, x, layer.input_norm.view(), config_.rms_norm_eps, Accumulate::kAdd, d, {},
+                                      executor_);
+    }
+  }
+
+  void check_shapes() const {
+    const auto expect = [](const std::string& what, Index rows, Index cols, Index r, Index c) {
+      if (rows != r || cols != c) {
+        peft::fail<peft::ShapeError>("Llama: {} is [{}, {}]; expected [{}, {}]", what, rows, cols, r, c);
+      }
+    };
+    const LlamaConfig& c = config_;
+    const Index query = c.num_attention_heads * c.head_dim, key = c.num_key_value_heads * c.head_dim;
+    expect("embed_tokens", embedding_->rows(), embedding_->cols(), c.vocab_size, c.hidden_size);
+    expect("lm_head", head_.out_features(), head_.in_features(), c.vocab_size, c.hidden_size);
+    expect("norm", 1, final_norm_.size(), 1, c.hidden_size);
+    expect("the list of layers", static_cast<Index>(layers_.size()), 1, c.num_hidden_layers, 1);
+    for (const Layer& layer : layers_) {
+      const std::pair<Index, Index> shapes[7] = {{query, c.hidden_size}, {key, c.hidden_size}, {key, c.hidden_size},
+                                                 {c.hidden_size, query}, {c.intermediate_size, c.hidden_size},
+                                                 {c.intermediate_size, c.hidden_size}, {c.hidden_size, c.intermediate_size}};
+      const auto linears = layer.linears();
+      for (std::size_t i = 0; i < 7; ++i) {
+        expect(linears[i]->name(), linears[i]->out_features(), linears[i]->in_features(), shapes[i].first,
+               shapes[i].second);
+      }
+      expect("input_layernorm", 1, layer.input_norm.size(), 1, c.hidden_size);
+      expect("post_attention_layernorm", 1, layer.post_norm.size(), 1, c.hidden_size);
+    }
+  }
+
+  LlamaConfig config_;
+  std::shared_ptr<const Matrix<T>> embedding_;
+  std::vector<Layer> layers_;
+  Buffer<A> final_norm_;
+  peft::DenseLinear<T> head_;
+  peft::ops::RopeTable<A> rope_;
+  peft::Selection<T> selection_;
+  ExecutorRef executor_ = peft::default_executor();
+  // Memory that is kept from step to step.
+  peft::LinearCrossEntropy<T> loss_;
+  std::vector<std::int32_t> positions_;
+  std::vector<Matrix<T>> layers_in_;
+  std::vector<Saved> saved_;
+  Saved scratch_;
+  Matrix<T> scratch_in_, last_, normed_, product_, gradient_, branch_, d_attention_, d_keys_, d_values_, d_product_;
+  std::vector<peft::ops::AttentionSegment<T>> segments_;
+  std::vector<peft::ops::AttentionGradSegment<T>> grad_segments_;
+};
+
+}  // namespace peft_examples

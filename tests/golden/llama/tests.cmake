@@ -1,0 +1,1 @@
+peft_add_test(llama ${CMAKE_CURRENT_LIST_DIR}/llama_test.cpp LABELS unit golden)
