@@ -1,0 +1,111 @@
+// metrics.jsonl: what a kill leaves, what a resumed run keeps, what a full disk says.
+
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <sstream>
+#include <string>
+
+#include "peft/pipeline/metrics_file.hpp"
+#include "support/catch.hpp"
+#include "unit/train/temporary_folder.hpp"
+
+using namespace peft;
+using train_test::TemporaryFolder;
+
+namespace {
+
+MetricsRecord step_record(Index step) {
+  return {MetricsRecord::Kind::kStep, step, 0.1 * static_cast<double>(step), 2.0 / 3.0, 12, 1e-4, 0.5, 40, 99.5, false};
+}
+MetricsRecord evaluation_record(Index step) {
+  return {.kind = MetricsRecord::Kind::kEvaluation, .step = step, .epoch = 0.1 * static_cast<double>(step), .loss = 1.25,
+          .label_tokens = 7};
+}
+
+std::string content(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+ssize_t disk_is_full(int, const void*, std::size_t) {
+  errno = ENOSPC;
+  return -1;
+}
+
+}  // namespace
+
+TEST_CASE("Metrics are on the disk line by line, and a resumed run keeps what it stands on") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "metrics.jsonl";
+  std::ofstream(path) << "of an older run\n";
+  MetricsFile file(path);
+  file.begin();
+  CHECK(content(path).empty());
+  std::string want;
+  for (Index step = 1; step <= 4; ++step) {
+    file.append(step_record(step));
+    want += to_json(step_record(step)) + "\n";
+    CHECK(content(path) == want);
+    if (step % 2 != 0) continue;
+    file.append(evaluation_record(step));
+    want += to_json(evaluation_record(step)) + "\n";
+    CHECK(content(path) == want);
+  }
+  // A kill in the middle of a line.
+  std::ofstream(path, std::ios::app) << "{\"step\":5,\"epo";
+
+  MetricsFile same(path);
+  same.resume(4, 4);
+  CHECK(content(path) == want);
+  CHECK(same.log().records().size() == 6);
+
+  // The state was saved after step 3: what came later will come again.
+  MetricsFile resumed(path);
+  resumed.resume(3, 2);
+  REQUIRE(resumed.log().records().size() == 4);
+  CHECK(resumed.log().records()[0] == step_record(1));
+  CHECK(resumed.log().records()[2] == evaluation_record(2));
+  CHECK(resumed.log().records()[3] == step_record(3));
+  resumed.append(step_record(4));
+  std::string again;
+  for (const MetricsRecord& record : resumed.log().records()) again += to_json(record) + "\n";
+  CHECK(content(path) == again);
+}
+
+TEST_CASE("Lines that are no records are dropped; numbers that JSON lacks come back") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "metrics.jsonl";
+  MetricsRecord skipped = step_record(2);
+  skipped.skipped = true;
+  skipped.grad_norm = std::numeric_limits<double>::infinity();
+  std::ofstream(path) << "\n[]\n{}\nnull\n{\"step\":\"1\"}\n{\"step\":1,\"loss\":2}\n\xff\xfe\n"
+                      << to_json(skipped) << "\n";
+  MetricsFile file(path);
+  file.resume(100, 100);
+  REQUIRE(file.log().records().size() == 1);
+  CHECK(file.log().records()[0].skipped);
+  CHECK_FALSE(is_finite(file.log().records()[0].grad_norm));
+  CHECK(file.log().records()[0].loss == skipped.loss);
+
+  MetricsFile missing(folder.path() / "none.jsonl");
+  missing.resume(3, 3);
+  CHECK(missing.log().records().empty());
+}
+
+TEST_CASE("A full disk and a missing folder are errors that name the file") {
+  const TemporaryFolder folder;
+  MetricsFile file(folder.path() / "metrics.jsonl");
+  file.begin();
+  SystemCalls calls = posix_system_calls();
+  calls.write = disk_is_full;
+  set_system_calls(&calls);
+  CHECK_THROWS_WITH(file.append(step_record(1)), Catch::Contains("metrics.jsonl") && Catch::Contains("No space"));
+  set_system_calls(nullptr);
+  MetricsFile nowhere(folder.path() / "no" / "metrics.jsonl");
+  CHECK_THROWS_AS(nowhere.begin(), IoError);
+  CHECK_THROWS_WITH(nowhere.append(step_record(1)), Catch::Contains("metrics.jsonl"));
+}
