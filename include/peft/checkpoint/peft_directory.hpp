@@ -1,0 +1,174 @@
+#pragma once
+/// LoRA adapters as folders of Python PEFT: adapter_config.json and adapter_model.safetensors, whose keys are
+/// "base_model.model." + the module's path + ".lora_A.weight" [r,in] or ".lora_B.weight" [out,r]. The adapter's name is
+/// not in the keys: one other than "default" stands in a sub-folder of that name.
+
+#include <sys/stat.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "peft/checkpoint/lora_config_json.hpp"
+#include "peft/checkpoint/peft_adapter.hpp"
+#include "peft/io/atomic_directory.hpp"
+#include "peft/io/safetensors.hpp"
+#include "peft/io/safetensors_writer.hpp"
+
+PEFT_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline constexpr std::string_view kPeftPrefix = "base_model.model.";
+inline constexpr std::string_view kAdapterConfig = "adapter_config.json";
+inline constexpr std::string_view kAdapterModel = "adapter_model.safetensors";
+
+/// DIR, or DIR/name for an adapter that is not called "default".
+inline std::filesystem::path adapter_folder(const std::filesystem::path& folder, std::string_view name) {
+  if (name.empty() || name.find('/') != std::string_view::npos || name.front() == '.') {
+    fail<ConfigError>("adapter folder {}: the adapter's name is {}; expected a plain name", folder.string(),
+                      quote_text(name));
+  }
+  return name == "default" ? folder : folder / name;
+}
+
+/// Throws where the folder holds no adapter, with what it holds instead.
+inline void require_adapter(const std::filesystem::path& folder) {
+  std::error_code error;
+  const auto has = [&](std::string_view name) {
+    return std::filesystem::exists(AtomicDirectory::locate(folder, name), error);
+  };
+  if (has(kAdapterConfig) && has(kAdapterModel)) return;
+  if (has(kAdapterConfig) && has("adapter_model.bin")) {
+    fail<FormatError>("adapter folder {}: its weights are adapter_model.bin, a Python pickle, which is not read: it "
+                      "can run any code; convert it in Python: torch.load(…, weights_only=True), then "
+                      "safetensors.torch.save_file to {}",
+                      folder.string(), kAdapterModel);
+  }
+  std::string inside;
+  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    std::error_code ignored;
+    if (std::filesystem::exists(it->path() / kAdapterConfig, ignored)) {
+      inside += (inside.empty() ? "" : ", ") + it->path().filename().string();
+    }
+  }
+  if (!std::filesystem::exists(folder, error)) {
+    fail<IoError>("adapter folder {}: there is no such folder", folder.string());
+  }
+  fail<IoError>("adapter folder {}: it has no {}{}", folder.string(),
+                has(kAdapterConfig) ? kAdapterModel : kAdapterConfig,
+                inside.empty() ? "" : "; its sub-folders hold adapters of these names: " + inside);
+}
+
+/// Which files stand in the folder now: saving puts new ones in their place. The time of the last change tells a new
+/// file from an old one whose number it got.
+struct AdapterIdentity {
+  struct File {
+    dev_t device{};
+    ino_t number{};
+    std::int64_t seconds = 0;
+    std::int64_t nanoseconds = 0;
+    friend bool operator==(const File&, const File&) = default;
+  };
+  std::array<File, 2> files{};
+
+  explicit AdapterIdentity(const std::filesystem::path& folder) noexcept {
+    const std::string_view names[] = {kAdapterConfig, kAdapterModel};
+    for (std::size_t i = 0; i < files.size(); ++i) {
+      struct stat status {};
+      if (::stat(AtomicDirectory::locate(folder, names[i]).c_str(), &status) != 0) continue;
+#if defined(__APPLE__)
+      const timespec& changed = status.st_ctimespec;
+#else
+      const timespec& changed = status.st_ctim;
+#endif
+      files[i] = {status.st_dev, status.st_ino, changed.tv_sec, changed.tv_nsec};
+    }
+  }
+  friend bool operator==(const AdapterIdentity&, const AdapterIdentity&) = default;
+};
+
+inline PeftAdapter read_adapter(const std::filesystem::path& folder) {
+  const std::filesystem::path weights = AtomicDirectory::locate(folder, kAdapterModel);
+  PeftAdapter result;
+  result.path = folder;
+  result.config = read_lora_config(AtomicDirectory::locate(folder, kAdapterConfig));
+  const std::string where = "adapter " + weights.string();
+  const SafetensorsFile file = SafetensorsFile::open(weights);
+  std::vector<TensorRef> tensors(file.tensors().begin(), file.tensors().end());
+  for (TensorRef& tensor : tensors) {
+    if (!tensor.name.starts_with(kPeftPrefix)) {
+      fail<FormatError>("{}: the key {} does not begin with \"{}\", as PEFT's do", where, quote_text(tensor.name),
+                        kPeftPrefix);
+    }
+    tensor.name.erase(0, kPeftPrefix.size());
+  }
+  result.modules = collect_modules(std::move(tensors), result.config, where);
+  if (result.modules.empty()) fail<FormatError>("{}: it holds no weights", where);
+  return result;
+}
+
+}  // namespace detail
+
+/// Reads and checks an adapter: every key understood, A and B complete and fitting, ranks as the configuration has
+/// them. The tensors stay in the mapped file. Throws IoError, FormatError, ConfigError, ShapeError.
+inline PeftAdapter load_peft_adapter(const std::filesystem::path& folder, std::string_view name = "default") {
+  const std::filesystem::path place = detail::adapter_folder(folder, name);
+  // Another process may save while this one reads, and configuration and weights of two saves do not go together: where
+  // the files changed meanwhile, what was read, or failed to be read, does not count.
+  constexpr int kTries = 8;
+  for (int attempt = 0; attempt < kTries; ++attempt) {
+    const detail::AdapterIdentity before(place);
+    try {
+      detail::require_adapter(place);
+      PeftAdapter result = detail::read_adapter(place);
+      if (detail::AdapterIdentity(place) == before) return result;
+    } catch (const Error&) {
+      if (detail::AdapterIdentity(place) == before) throw;
+    }
+  }
+  fail<IoError>("adapter folder {}: it keeps changing while it is read", place.string());
+}
+
+/// Writes both files into a set that the caller commits, say with a training's state. `tensors` are named by parameter
+/// ("model.layers.0.self_attn.q_proj.lora_A.weight"); see tensor_ref(). `inference_mode` is written as true, as PEFT
+/// does. Throws as save_peft_adapter.
+inline void write_peft_adapter(AtomicDirectory& set, const LoraConfig& config, std::span<const TensorRef> tensors) {
+  const std::string where = "saving the adapter to " + set.target().string();
+  config.validate();
+  std::vector<TensorRef> named(tensors.begin(), tensors.end());
+  for (const TensorRef& tensor : named) tensor.check_size();
+  const std::vector<LoraTensors> modules = detail::collect_modules(named, config, where);
+  if (modules.empty()) fail<ConfigError>("{}: there are no weights", where);
+  for (TensorRef& tensor : named) {
+    detail::check_finite(tensor, where);
+    tensor.name.insert(0, detail::kPeftPrefix);
+  }
+  LoraConfig saved = config;
+  saved.inference_mode = true;
+  FileWriter config_file = set.create(detail::kAdapterConfig);
+  config_file.write(lora_config_to_json(saved).dump(2));
+  config_file.finish();
+  FileWriter weights = set.create(detail::kAdapterModel);
+  write_safetensors(weights, named);
+  weights.finish();
+}
+
+/// Saves an adapter in one step (see AtomicDirectory): a kill at any moment leaves the old adapter or the new one.
+/// Other files of the folder stay. Throws ConfigError, FormatError, ShapeError for tensors that make no adapter of this
+/// configuration, NumericError for a value that is not finite, IoError; the old adapter then stays.
+inline void save_peft_adapter(const std::filesystem::path& folder, const LoraConfig& config,
+                              std::span<const TensorRef> tensors, std::string_view name = "default") {
+  AtomicDirectory set(detail::adapter_folder(folder, name));
+  write_peft_adapter(set, config, tensors);
+  set.commit();
+}
+
+PEFT_END_NAMESPACE
