@@ -67,13 +67,14 @@ std::int32_t choose_token(std::span<const A> logits, const GenerateOptions& opti
 }
 
 /// Continues every prompt (token ids, at least one each); returns the new ids without the stop token. on_token(prompt,
-/// id), where given, hears each token as it is chosen. A text also ends where the model's context does. A prompt's
-/// result does not depend on which others share its batch in exact arithmetic; each has its own random stream.
+/// id), where given, hears each token as it is chosen; false from it ends them all. A text also ends where the model's
+/// context does. In exact arithmetic a prompt's result does not depend on which others share its batch; each has its own
+/// random stream.
 /// Throws ConfigError, ShapeError.
 template <Scalar T>
 std::vector<std::vector<std::int32_t>> generate(
     Llama<T>& model, std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
-    Index batch_size = 8, const std::function<void(std::size_t, std::int32_t)>& on_token = {}) {
+    Index batch_size = 8, const std::function<bool(std::size_t, std::int32_t)>& on_token = {}) {
   options.validate();
   const Index context = model.config().max_position_embeddings;
   std::vector<std::vector<std::int32_t>> results(prompts.size());
@@ -119,7 +120,7 @@ std::vector<std::vector<std::int32_t>> generate(
       const std::int32_t id = choose_token(row, options, one.random);
       if (std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end()) continue;
       results[one.prompt].push_back(id);
-      if (on_token) on_token(one.prompt, id);
+      if (on_token && !on_token(one.prompt, id)) return results;
       if (static_cast<Index>(results[one.prompt].size()) >= options.max_tokens || one.cache.length >= one.cache.capacity) {
         continue;
       }

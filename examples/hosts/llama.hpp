@@ -12,7 +12,10 @@
 #include <utility>
 #include <vector>
 
+#include "hosts/kv_cache.hpp"
 #include "hosts/llama_config.hpp"
+#include "hosts/llama_weights.hpp"
+#include "hosts/names.hpp"
 #include "peft/adapted_linear.hpp"
 #include "peft/adapter_registry.hpp"
 #include "peft/dense_linear.hpp"
@@ -26,38 +29,6 @@
 #include "peft/train/batch.hpp"
 
 namespace peft_examples {
-
-using peft::Accumulate;
-using peft::Accumulator;
-using peft::AdaptedLinear;
-using peft::Buffer;
-using peft::ExecutorRef;
-using peft::Matrix;
-using peft::MatrixView;
-using peft::Scalar;
-using peft::VectorView;
-
-/// The weights of one layer as a loader hands them over.
-template <Scalar T>
-struct LlamaLayerWeights {
-  Buffer<Accumulator<T>> input_layernorm, post_attention_layernorm;
-  peft::AnyLinear<T> q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
-};
-
-/// Keys and values of one sequence, for every layer.
-template <Scalar T>
-struct KvCache {
-  KvCache(const LlamaConfig& config, Index capacity_tokens) : capacity(capacity_tokens) {
-    const Index width = config.num_key_value_heads * config.head_dim;
-    for (Index i = 0; i < config.num_hidden_layers; ++i) {
-      keys.emplace_back(capacity, width);
-      values.emplace_back(capacity, width);
-    }
-  }
-  Index length = 0;
-  Index capacity;
-  std::vector<Matrix<T>> keys, values;
-};
 
 template <Scalar T>
 class Llama {
@@ -288,9 +259,7 @@ class Llama {
   Index lowest_adapted_layer() const {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       for (const Linear* linear : layers_[i].linears()) {
-        bool adapted = false;
-        selection_.for_each_on(linear->module(), [&](auto&, double, std::size_t) { adapted = true; });
-        if (adapted) return static_cast<Index>(i);
+        if (!linear->merge_terms(selection_).empty()) return static_cast<Index>(i);
       }
     }
     return config_.num_hidden_layers;

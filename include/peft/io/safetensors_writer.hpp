@@ -3,10 +3,13 @@
 /// first) and then by name, the header padded with spaces to a multiple of 8.
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -22,14 +25,24 @@ PEFT_BEGIN_NAMESPACE
 /// What Python's loaders expect.
 inline SafetensorsMetadata safetensors_metadata() { return {{"format", "pt"}}; }
 
-/// The file's header for these tensors, and the order in which their bytes follow it.
+/// A tensor that is made when its turn to be written comes: a model need not stand in memory a second time.
+struct DeferredTensor {
+  std::string name;
+  StoredType type = StoredType::kF32;
+  std::vector<Index> shape;
+  /// The tensor's bytes; they stay valid until the next one's are asked for.
+  std::function<std::span<const std::byte>()> make;
+};
+
+/// The file's header for these tensors (TensorRef or DeferredTensor), and the order in which their bytes follow it.
 struct SafetensorsHeader {
   std::string text;                 ///< with its length in front
   std::vector<std::size_t> order;  ///< positions in the list of tensors
 
   /// Throws FormatError: a name twice, not UTF-8 or reserved, a type that safetensors lacks, a header above the format's
   /// limit; ShapeError: bytes that do not fit type and shape.
-  SafetensorsHeader(std::span<const TensorRef> tensors, const SafetensorsMetadata& metadata, std::string_view where) {
+  template <class Tensor>
+  SafetensorsHeader(std::span<const Tensor> tensors, const SafetensorsMetadata& metadata, std::string_view where) {
     order.resize(tensors.size());
     for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
     std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
@@ -54,9 +67,8 @@ struct SafetensorsHeader {
     }
     Index offset = 0;
     for (const std::size_t i : order) {
-      const TensorRef& tensor = tensors[i];
-      check(tensor, where);
-      const Index end = offset + static_cast<Index>(tensor.bytes.size());
+      const Tensor& tensor = tensors[i];
+      const Index end = offset + checked_size(tensor, where);
       Json value = Json::object();
       value["dtype"] = std::string(name_of(tensor.type));
       value["shape"] = tensor.shape;
@@ -78,20 +90,29 @@ struct SafetensorsHeader {
   }
 
  private:
-  static void check(const TensorRef& tensor, std::string_view where) {
+  template <class Tensor>
+  static Index checked_size(const Tensor& tensor, std::string_view where) {
     if (!is_utf8(tensor.name) || tensor.name == "__metadata__") {
       fail<FormatError>("{}: a tensor is named {}; expected UTF-8 other than \"__metadata__\"", where,
                         quote_text(tensor.name));
     }
     if (!info_of(tensor.type).in_safetensors) {
-      fail<FormatError>("{}: {} is {}, which safetensors does not know; dequantise it first", where, tensor.where(),
-                        name_of(tensor.type));
+      fail<FormatError>("{}: tensor {} is {}, which safetensors does not know; dequantise it first", where,
+                        quote_text(tensor.name), name_of(tensor.type));
     }
-    tensor.check_size();
+    if constexpr (std::same_as<Tensor, TensorRef>) tensor.check_size();
+    const std::optional<Index> count = detail::element_count(tensor.shape);
+    const std::optional<Index> size = count ? detail::byte_count(tensor.type, *count) : std::nullopt;
+    if (!size) {
+      fail<ShapeError>("{}: tensor {} has the shape {}; expected a size that can be addressed", where,
+                       quote_text(tensor.name), detail::shape_text(tensor.shape));
+    }
+    return *size;
   }
-  void check_distinct(std::span<const TensorRef> tensors, std::string_view where) const {
+  template <class Tensor>
+  static void check_distinct(std::span<const Tensor> tensors, std::string_view where) {
     std::vector<std::string_view> names;
-    for (const TensorRef& tensor : tensors) names.push_back(tensor.name);
+    for (const Tensor& tensor : tensors) names.push_back(tensor.name);
     std::sort(names.begin(), names.end());
     const auto twice = std::adjacent_find(names.begin(), names.end());
     if (twice != names.end()) fail<FormatError>("{}: two tensors are named {}", where, quote_text(*twice));
@@ -105,6 +126,19 @@ inline void write_safetensors(FileWriter& file, std::span<const TensorRef> tenso
   const SafetensorsHeader header(tensors, metadata, "writing " + file.shown().string());
   file.write(header.text);
   for (const std::size_t i : header.order) file.write(tensors[i].bytes);
+}
+
+/// The same with tensors that are made one after the other, in the file's order. Throws also ShapeError where one's bytes
+/// do not fit its shape, and what making it throws; the file is then not complete.
+inline void write_safetensors(FileWriter& file, std::span<const DeferredTensor> tensors,
+                              const SafetensorsMetadata& metadata = safetensors_metadata()) {
+  const SafetensorsHeader header(tensors, metadata, "writing " + file.shown().string());
+  file.write(header.text);
+  for (const std::size_t i : header.order) {
+    const std::span<const std::byte> bytes = tensors[i].make();
+    TensorRef{tensors[i].name, tensors[i].type, tensors[i].shape, bytes, nullptr}.check_size();
+    file.write(bytes);
+  }
 }
 
 /// Writes a file in one step (see AtomicFile). Throws IoError, FormatError, ShapeError; the old file then stays.

@@ -1,2 +1,1 @@
-find_library(PEFT_PCRE2 pcre2-8 REQUIRED)
 peft_add_test(tokenizer ${CMAKE_CURRENT_LIST_DIR}/tokenizer_test.cpp LABELS unit golden LIBS ${PEFT_PCRE2})

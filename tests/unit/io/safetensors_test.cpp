@@ -355,6 +355,36 @@ TEST_CASE("safetensors: what is written is read back, bit for bit") {
   CHECK(names_in(folder.path()).size() == 1);
 }
 
+TEST_CASE("safetensors: tensors that are made in their turn give the same file as those that stand in memory") {
+  ScratchFolder folder;
+  const float a[] = {1.5f, -2.0f, 3.0f};
+  const double b[] = {0.25};
+  const std::vector<TensorRef> tensors{tensor_ref<float>("a", VectorView<const float>(a, 3)),
+                                       tensor_ref<double>("b", VectorView<const double>(b, 1))};
+  write_safetensors(folder / "whole", tensors);
+  std::vector<DeferredTensor> deferred;
+  int under_way = 0;
+  for (const TensorRef& tensor : tensors) {
+    deferred.push_back({tensor.name, tensor.type, tensor.shape, [&under_way, &tensor] {
+                          ++under_way;
+                          return tensor.bytes;
+                        }});
+  }
+  AtomicFile file(folder / "deferred");
+  write_safetensors(file.writer(), std::span<const DeferredTensor>(deferred));
+  file.commit();
+  CHECK(under_way == 2);
+  CHECK(read_file(folder / "deferred") == read_file(folder / "whole"));
+
+  deferred[0].shape = {4};  // 12 bytes come, 16 were announced
+  AtomicFile wrong(folder / "wrong");
+  CHECK(message_of<ShapeError>([&] {
+          write_safetensors(wrong.writer(), std::span<const DeferredTensor>(deferred));
+        }).find("12 bytes; expected 16") != std::string::npos);
+  deferred[0].shape = {-1};
+  CHECK_THROWS_AS(write_safetensors(wrong.writer(), std::span<const DeferredTensor>(deferred)), ShapeError);
+}
+
 TEST_CASE("safetensors: what cannot be written is refused before anything is") {
   ScratchFolder folder;
   const auto target = folder / "w.safetensors";

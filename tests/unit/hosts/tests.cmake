@@ -1,0 +1,1 @@
+peft_add_test(hosts ${CMAKE_CURRENT_LIST_DIR}/generate_test.cpp LABELS unit LIBS ${PEFT_PCRE2})
