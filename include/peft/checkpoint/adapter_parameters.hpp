@@ -51,8 +51,8 @@ inline void copy_values(const TensorRef& tensor, VectorView<double> value) {
 }  // namespace detail
 
 /// Sets the parameters of `target` (a NamedAdapter, a model…) to those of the file. Everything is checked before
-/// anything is changed. Throws ConfigError naming keys that match no parameter and parameters without key (the first few
-/// and how many), ShapeError with both shapes, NumericError with the place of a value that is not finite.
+/// anything is changed. Throws ConfigError naming keys that match no parameter and parameters without key (the first
+/// few and how many), ShapeError with both shapes, NumericError with the place of a value that is not finite.
 template <class Target>
 void assign_adapter(const PeftAdapter& adapter, Target& target, const AdapterMatching& matching = {}) {
   const std::string where = "adapter " + adapter.path.string();

@@ -66,6 +66,8 @@ class Trainer {
   Index total_steps() const noexcept { return total_steps_; }
   Index steps_per_epoch() const noexcept { return steps_per_epoch_; }
   const TrainerConfig& config() const noexcept { return config_; }
+  /// What decides the bits of this run besides its state.
+  const RunIdentity& identity() const noexcept { return identity_; }
 
   /// Trains from where the state stands to the end, to an early stop, or until `stop` becomes true: then the step under
   /// way is dropped, on_save is called with kInterrupted, and the status says so; run() again, or restore() in another

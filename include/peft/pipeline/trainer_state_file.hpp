@@ -1,0 +1,110 @@
+#pragma once
+/// A trainer's state as the library's train-state file, and back, bit for bit.
+
+#include <concepts>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "peft/checkpoint/train_state.hpp"
+#include "peft/kernels/dispatch.hpp"
+#include "peft/train/trainer_state.hpp"
+
+PEFT_BEGIN_NAMESPACE
+
+/// The instruction set that computes here, as a train state records it.
+inline std::string own_isa() { return std::string(kernels::name_of(kernels::active_isa())); }
+
+/// `state` to be written: refers to the same memory. `more` is added to its identity: what the trainer cannot know,
+/// such as the model's file.
+template <std::floating_point A>
+TrainState to_train_state(const TrainerState<A>& state, const RunIdentity& more) {
+  TrainState result;
+  result.isa = own_isa();
+  result.fingerprint = more;
+  result.fingerprint.insert(result.fingerprint.end(), state.identity.begin(), state.identity.end());
+  const TrainerProgress& p = state.progress;
+  const auto whole = [&](const char* name, Index value) { result.scalars[name] = std::int64_t{value}; };
+  const auto number = [&](const char* name, const std::optional<double>& value) {
+    if (value) result.scalars[name] = *value;
+  };
+  whole("global_step", p.global_step);
+  whole("optimizer_steps", p.optimizer_steps);
+  whole("tokens", p.tokens);
+  whole("label_tokens", p.label_tokens);
+  number("loss_sum", p.loss_sum);
+  number("train_seconds", p.train_seconds);
+  number("loss_scale", p.loss_scale);
+  whole("growth_tracker", p.growth_tracker);
+  whole("evaluated_step", p.evaluated_step);
+  number("val_loss_before", p.val_loss_before);
+  number("val_loss", p.val_loss);
+  number("best_loss", p.best_loss);
+  whole("best_step", p.best_step);
+  whole("evaluations_without_gain", p.evaluations_without_gain);
+  result.scalars["stopped_early"] = p.stopped_early;
+  const auto group = [&](std::string_view name, const NamedTensors<A>& tensors) {
+    for (const NamedTensor<A>& tensor : tensors) result.add(name, tensor.name, tensor.rows, tensor.cols, tensor.values);
+  };
+  group("parameter", state.parameters);
+  group("exp_avg", state.exp_avg);
+  group("exp_avg_sq", state.exp_avg_sq);
+  group("best", state.best);
+  return result;
+}
+
+/// A state that was read, with its memory.
+template <std::floating_point A>
+class LoadedTrainerState {
+ public:
+  /// Copies what `file` holds. Throws FormatError for what is missing or of another type, NumericError for matrices
+  /// that are not finite. `identity` of the result is the whole fingerprint of the file.
+  explicit LoadedTrainerState(const TrainState& file) {
+    state_.identity = file.fingerprint;
+    TrainerProgress& p = state_.progress;
+    p.global_step = file.get<Index>("global_step");
+    p.optimizer_steps = file.get<Index>("optimizer_steps");
+    p.tokens = file.get<Index>("tokens");
+    p.label_tokens = file.get<Index>("label_tokens");
+    p.loss_sum = file.get<double>("loss_sum");
+    p.train_seconds = file.get<double>("train_seconds");
+    p.loss_scale = file.get<double>("loss_scale");
+    p.growth_tracker = file.get<Index>("growth_tracker");
+    p.evaluated_step = file.get<Index>("evaluated_step");
+    p.val_loss_before = file.find_scalar<double>("val_loss_before");
+    p.val_loss = file.find_scalar<double>("val_loss");
+    p.best_loss = file.find_scalar<double>("best_loss");
+    p.best_step = file.get<Index>("best_step");
+    p.evaluations_without_gain = file.get<Index>("evaluations_without_gain");
+    p.stopped_early = file.get<bool>("stopped_early");
+    if (p.global_step < 0 || p.optimizer_steps < 0 || p.optimizer_steps > p.global_step) {
+      fail<FormatError>("{}: global_step is {} and optimizer_steps {}; expected 0 <= optimizer_steps <= global_step",
+                        file.where(), p.global_step, p.optimizer_steps);
+    }
+    read_group(file, "parameter", state_.parameters);
+    read_group(file, "exp_avg", state_.exp_avg);
+    read_group(file, "exp_avg_sq", state_.exp_avg_sq);
+    read_group(file, "best", state_.best);
+  }
+
+  const TrainerState<A>& state() const noexcept { return state_; }
+
+ private:
+  void read_group(const TrainState& file, std::string_view name, NamedTensors<A>& into) {
+    for (const auto& [parameter, tensor] : file.group(name)) {
+      Buffer<A> values(tensor->elements());
+      copy_state<A>(*tensor, tensor->rows(), tensor->cols(), values.view());
+      into.push_back({parameter, tensor->rows(), tensor->cols(), std::as_const(values).view()});
+      memory_.push_back(std::move(values));
+    }
+  }
+
+  TrainerState<A> state_;
+  std::vector<Buffer<A>> memory_;
+};
+
+PEFT_END_NAMESPACE
