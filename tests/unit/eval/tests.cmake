@@ -1,0 +1,1 @@
+peft_add_test(eval ${CMAKE_CURRENT_LIST_DIR}/metrics_test.cpp LABELS unit golden)
