@@ -1,0 +1,238 @@
+/// peft inspect: what a file or folder holds, and what of it would not load and why.
+
+#include <fmt/format.h>
+
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/command.hpp"
+#include "hosts/gguf_vocabulary.hpp"
+#include "hosts/llama_gguf.hpp"
+#include "peft/checkpoint/peft_directory.hpp"
+#include "peft/checkpoint/train_state.hpp"
+#include "peft/data/instruction_jsonl.hpp"
+#include "peft/io/gguf.hpp"
+#include "peft/io/safetensors.hpp"
+
+namespace peft_examples {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+/// What was found; printed as text or as JSON.
+struct Findings {
+  std::string kind;
+  Json facts = Json::object();
+  std::vector<std::string> tensors;   ///< a line each
+  std::vector<std::string> problems;  ///< what would not load, and why
+
+  /// Does a step that may find the thing broken.
+  template <class Step>
+  void attempt(Step&& step) {
+    try {
+      step();
+    } catch (const peft::Error& error) {
+      problems.emplace_back(error.what());
+    }
+  }
+};
+
+std::string size_text(double bytes) {
+  return bytes >= 1e9 ? fmt::format("{:.2f} GB", bytes / 1e9)
+         : bytes >= 1e6 ? fmt::format("{:.2f} MB", bytes / 1e6)
+                        : fmt::format("{:.2f} kB", bytes / 1e3);
+}
+
+void list_tensors(std::span<const peft::TensorRef> tensors, Findings& findings) {
+  std::map<std::string, Index> types;
+  Index elements = 0;
+  double bytes = 0;
+  for (const peft::TensorRef& tensor : tensors) {
+    ++types[std::string(peft::name_of(tensor.type))];
+    elements += tensor.elements();
+    bytes += static_cast<double>(tensor.bytes.size());
+    findings.tensors.push_back(
+        fmt::format("{:<8} {:<20} {}", peft::name_of(tensor.type), tensor.shape_text(), peft::quote_text(tensor.name)));
+    if (!tensor.is_readable() && peft::info_of(tensor.type).ggml_type >= 0) {
+      findings.problems.push_back(fmt::format("{} is {}; readable are F32, F64, F16, BF16, Q4_0, Q4_1 and Q8_0",
+                                              tensor.where(), peft::name_of(tensor.type)));
+    }
+  }
+  findings.facts["tensors"] = tensors.size();
+  findings.facts["elements"] = elements;
+  findings.facts["bytes"] = static_cast<Index>(bytes);
+  findings.facts["size"] = size_text(bytes);
+  Json by_type = Json::object();
+  for (const auto& [type, count] : types) by_type[type] = count;
+  findings.facts["types"] = by_type;
+}
+
+/// A metadata value; long arrays by their kind and number.
+Json gguf_value(const peft::GgufFile& file, const peft::GgufValue& value) {
+  using peft::GgufType;
+  switch (value.type) {
+    case GgufType::kString:
+      return std::string(file.get<std::string_view>(value.key));
+    case GgufType::kArray:
+      return fmt::format("{} × {}", value.count, peft::name_of(value.element));
+    case GgufType::kBool:
+      return file.get<bool>(value.key);
+    case GgufType::kFloat32:
+    case GgufType::kFloat64:
+      return file.get<double>(value.key);
+    case GgufType::kUint64:
+      return file.get<std::uint64_t>(value.key);
+    default:
+      return file.get<std::int64_t>(value.key);
+  }
+}
+
+void inspect_gguf(const fs::path& path, Findings& findings) {
+  findings.kind = "GGUF";
+  findings.attempt([&] {
+    const auto file = peft::GgufFile::open(path);
+    findings.facts["version"] = file.version();
+    Json metadata = Json::object();
+    for (const auto& value : file.metadata()) metadata[std::string(value.key)] = gguf_value(file, value);
+    findings.facts["metadata"] = metadata;
+    list_tensors(file.tensors(), findings);
+    findings.attempt([&] { read_llama_config(file); });
+    findings.attempt([&] { BpeTokenizer tokenizer(read_bpe_vocabulary(file)); });
+  });
+}
+
+void inspect_safetensors(const fs::path& path, Findings& findings) {
+  findings.kind = "safetensors";
+  findings.attempt([&] {
+    const auto file = peft::SafetensorsFile::open(path);
+    Json metadata = Json::object();
+    for (const auto& [key, value] : file.metadata()) metadata[key] = value.size() <= 200 ? value : fmt::format("{} bytes", value.size());
+    findings.facts["metadata"] = metadata;
+    list_tensors(file.tensors(), findings);
+    if (file.metadata().contains(peft::detail::kStateVersion)) {
+      findings.kind = "train state";
+      const peft::TrainState state = peft::load_train_state(path);
+      findings.facts["isa"] = state.isa;
+      for (const auto& [name, value] : state.fingerprint) findings.facts["run"][name] = value;
+      for (const auto& [name, value] : state.scalars) findings.facts["state"][name] = peft::TrainState::text_of(value);
+    }
+  });
+}
+
+void inspect_adapter(const fs::path& folder, Findings& findings) {
+  findings.kind = "PEFT adapter";
+  findings.attempt([&] {
+    const peft::PeftAdapter adapter = peft::load_peft_adapter(folder);
+    findings.facts["config"] = peft::lora_config_to_json(adapter.config);
+    findings.facts["modules"] = adapter.modules.size();
+    findings.facts["parameters"] = adapter.parameter_count();
+    for (const auto& module : adapter.modules) {
+      findings.tensors.push_back(fmt::format("r={:<4} {:<20} {}", module.r(),
+                                             fmt::format("[{}, {}]", module.out_features(), module.in_features()),
+                                             module.module));
+    }
+  });
+}
+
+void inspect_data(const fs::path& path, Findings& findings) {
+  findings.kind = "instruction file";
+  findings.attempt([&] {
+    const auto records = peft::read_instruction_jsonl(path);
+    std::size_t longest = 0, with_input = 0, with_facts = 0;
+    for (const auto& record : records) {
+      longest = std::max(longest, record.instruction.size() + record.input.size() + record.output.size());
+      with_input += record.input.empty() ? 0 : 1;
+      with_facts += record.facts.empty() ? 0 : 1;
+    }
+    findings.facts["records"] = records.size();
+    findings.facts["with_input"] = with_input;
+    findings.facts["with_facts"] = with_facts;
+    findings.facts["longest_record_bytes"] = longest;
+  });
+}
+
+void inspect_folder(const fs::path& folder, Findings& findings) {
+  std::error_code error;
+  if (fs::exists(folder / "model.safetensors", error) || fs::exists(folder / "model.safetensors.index.json", error)) {
+    findings.kind = "Hugging Face model";
+    findings.attempt([&] { list_tensors(peft::SafetensorsFile::open_folder(folder).tensors(), findings); });
+  } else {
+    inspect_adapter(folder, findings);
+  }
+  if (fs::exists(folder / "checkpoint-last", error)) findings.facts["checkpoint-last"] = "a training can go on from here: --resume";
+}
+
+void inspect(const fs::path& path, Findings& findings) {
+  if (fs::is_directory(path)) return inspect_folder(path, findings);
+  std::array<char, 4> magic{};
+  std::ifstream(path, std::ios::binary).read(magic.data(), magic.size());
+  if (std::string_view(magic.data(), magic.size()) == "GGUF" || path.extension() == ".gguf") return inspect_gguf(path, findings);
+  if (path.extension() == ".jsonl") return inspect_data(path, findings);
+  if (path.filename() == "adapter_config.json") {
+    findings.kind = "adapter configuration";
+    return findings.attempt([&] { findings.facts["config"] = peft::lora_config_to_json(peft::read_lora_config(path)); });
+  }
+  inspect_safetensors(path, findings);
+}
+
+void print_text(const std::string& path, const Findings& findings, bool all_tensors) {
+  fmt::print("{}: {}\n", path, findings.kind);
+  for (const auto& [key, value] : findings.facts.items()) {
+    if (!value.is_object()) {
+      fmt::print("  {}: {}\n", key, value.is_string() ? value.get<std::string>() : value.dump());
+      continue;
+    }
+    fmt::print("  {}:\n", key);
+    for (const auto& [name, inner] : value.items()) {
+      std::string text = inner.is_string() ? inner.get<std::string>() : inner.dump(-1, ' ', false, Json::error_handler_t::replace);
+      for (char& c : text) c = c == '\n' ? ' ' : c;
+      if (text.size() > 120) text = text.substr(0, 100) + fmt::format(" … ({} bytes)", text.size());
+      fmt::print("    {}: {}\n", name, text);
+    }
+  }
+  constexpr std::size_t kFew = 8;
+  const std::size_t shown = all_tensors ? findings.tensors.size() : std::min(kFew, findings.tensors.size());
+  for (std::size_t i = 0; i < shown; ++i) fmt::print("  {}\n", findings.tensors[i]);
+  if (shown < findings.tensors.size()) fmt::print("  … and {} more: --tensors\n", findings.tensors.size() - shown);
+  for (const std::string& problem : findings.problems) fmt::print("would not load: {}\n", problem);
+  if (findings.problems.empty()) fmt::print("loads\n");
+}
+
+}  // namespace
+
+void add_inspect_command(CLI::App& app, Run& run) {
+  struct Options {
+    std::string path;
+    bool tensors = false, json = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App& command = *app.add_subcommand("inspect", "what a model, adapter, checkpoint or data file holds");
+  command.add_option("path", options->path, "file or folder")->required()->check(CLI::ExistingPath);
+  command.add_flag("--tensors", options->tensors, "list every tensor or module");
+  command.add_flag("--json", options->json, "the findings as one line of JSON");
+  command.callback([options, &run] {
+    run = [options] {
+      Findings findings;
+      inspect(options->path, findings);
+      if (options->json) {
+        Json json = {{"path", options->path}, {"kind", findings.kind}, {"loads", findings.problems.empty()}};
+        json["problems"] = findings.problems;
+        json.update(findings.facts);
+        json["list"] = findings.tensors;
+        std::printf("%s\n", json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+      } else {
+        print_text(options->path, findings, options->tensors);
+      }
+      return findings.problems.empty() ? 0 : 1;
+    };
+  });
+}
+
+}  // namespace peft_examples

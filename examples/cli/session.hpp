@@ -1,0 +1,119 @@
+#pragma once
+/// A model that is ready: weights, tokenizer and, where asked for, an adapter.
+
+#include <CLI/CLI.hpp>
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "hosts/bpe_tokenizer.hpp"
+#include "hosts/gguf_vocabulary.hpp"
+#include "hosts/llama.hpp"
+#include "hosts/llama_gguf.hpp"
+#include "peft/adapter_registry.hpp"
+#include "peft/core/parallel.hpp"
+#include "peft/data/prompt_template.hpp"
+#include "peft/io/gguf.hpp"
+#include "peft/pipeline/registry_loader.hpp"
+
+namespace peft_examples {
+
+/// What every command that runs a model is told.
+struct ModelOptions {
+  std::string model;
+  std::string adapter;
+  std::string dtype = "f32";
+  int threads = 0;  ///< 0: the processors that this process may run on
+
+  void add_to(CLI::App& command, bool with_adapter) {
+    command.add_option("--model", model, "GGUF file of the base model")->required()->check(CLI::ExistingFile);
+    if (with_adapter) {
+      command.add_option("--adapter", adapter, "folder of a PEFT adapter")->check(CLI::ExistingDirectory);
+    }
+    command.add_option("--dtype", dtype, "type of weights and activations; sums are f32")
+        ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+        ->capture_default_str();
+    command.add_option("--threads", threads, "threads to compute with; 0: all processors")->check(CLI::Range(0, 512));
+  }
+};
+
+/// Calls visit.template operator()<T>() with the type that `dtype` names.
+template <class Visit>
+auto with_dtype(const std::string& dtype, Visit&& visit) {
+  if (dtype == "bf16") return visit.template operator()<peft::bf16>();
+  if (dtype == "f16") return visit.template operator()<peft::f16>();
+  if (dtype == "f32") return visit.template operator()<float>();
+  peft::fail<peft::ConfigError>("--dtype is \"{}\"; expected f32, bf16 or f16", dtype);
+}
+
+/// While it lives, everything computes with so many threads.
+class Threads {
+ public:
+  explicit Threads(int threads) : pool_(threads), executor_(pool_) {
+    if (threads > 0) peft::set_default_executor(&executor_);
+  }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+  ~Threads() { peft::set_default_executor(nullptr); }
+
+ private:
+  peft::ThreadPool pool_;
+  ExecutorRef executor_;
+};
+
+template <Scalar T>
+class Session {
+ public:
+  /// Throws IoError, FormatError, ConfigError, ShapeError.
+  explicit Session(const ModelOptions& options) : Session(options, peft::GgufFile::open(options.model)) {}
+
+  const BpeTokenizer& tokenizer() const noexcept { return tokenizer_; }
+  Llama<T>& model() noexcept { return model_; }
+  peft::AdapterRegistry<T>& registry() noexcept { return registry_; }
+  std::span<AdaptedLinear<T>* const> sites() const noexcept { return sites_; }
+
+  /// Makes an adapter active that was added or loaded: what the model trains and runs with.
+  void use(const std::string& name) {
+    registry_.set_adapter(name);
+    model_.select(registry_.selection());
+  }
+
+  /// Throws ConfigError where the tokenizer lacks what the template is made of: its answers would never end.
+  void require_template(const peft::PromptTemplate& prompt_template) const {
+    if (prompt_template.stop_token().empty() || tokenizer_.id_of(prompt_template.stop_token()) >= 0) return;
+    peft::fail<peft::ConfigError>("--template is {}, but this model's tokenizer has no token {}; expected another: "
+                                  "--template alpaca or plain",
+                                  prompt_template.name(), prompt_template.stop_token());
+  }
+
+  /// The ids before any of which an answer ends: the template's own, the tokenizer's end of text.
+  std::vector<std::int32_t> stop_ids(std::string_view stop_token) const {
+    std::vector<std::int32_t> ids;
+    if (tokenizer_.eos() >= 0) ids.push_back(tokenizer_.eos());
+    for (const std::string_view text : {stop_token, std::string_view("<|endoftext|>")}) {
+      if (const std::int32_t id = text.empty() ? -1 : tokenizer_.id_of(text); id >= 0) ids.push_back(id);
+    }
+    return ids;
+  }
+
+ private:
+  Session(const ModelOptions& options, const peft::GgufFile& file)
+      : tokenizer_(read_bpe_vocabulary(file)), model_(load_llama<T>(file)), sites_(model_.sites()) {
+    if (options.adapter.empty()) return;
+    peft::load_adapter(registry_, options.adapter, "default", sites());
+    use("default");
+  }
+
+  BpeTokenizer tokenizer_;
+  Llama<T> model_;
+  std::vector<AdaptedLinear<T>*> sites_;
+  peft::AdapterRegistry<T> registry_;
+};
+
+}  // namespace peft_examples
