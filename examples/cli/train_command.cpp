@@ -136,10 +136,6 @@ class TrainRun {
                                validation_ ? validation_->records() : 0, options_.model.dtype));
     progress_.line(peft::trainable_parameters_text(trainable_, total_));
 
-    if (!options_.resume) {
-      const fs::path kept = keep_earlier_run(options_.out);
-      if (!kept.empty()) progress_.line(fmt::format("the earlier run in {} is now {}", options_.out, kept.string()));
-    }
     peft::TrainerCheckpointing<T> checkpointing(
         adapter, {options_.out, fmt::format("Loss of {}", fs::path(options_.data).filename().string()),
                   {{"model", file_fingerprint(options_.model.model)}, {"dtype", options_.model.dtype}}});
@@ -153,6 +149,8 @@ class TrainRun {
       if (note) progress_.line(*note);
       progress_.line(fmt::format("going on after step {} of {}", trainer.progress().global_step, trainer.total_steps()));
     } else {
+      const fs::path kept = keep_earlier_run(options_.out);
+      if (!kept.empty()) progress_.line(fmt::format("the earlier run in {} is now {}", options_.out, kept.string()));
       checkpointing.begin(trainer);
     }
     StopSignal stop;

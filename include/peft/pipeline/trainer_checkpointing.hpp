@@ -49,12 +49,9 @@ class TrainerCheckpointing {
   static constexpr const char* kBest = "checkpoint-best";
   static constexpr const char* kStateFile = "train_state.safetensors";
 
-  /// `adapter` is what the trainer trains. Makes the folder. Throws IoError.
+  /// `adapter` is what the trainer trains. Writes nothing yet.
   TrainerCheckpointing(std::shared_ptr<NamedAdapter<T>> adapter, RunFolder folder)
       : adapter_(std::move(adapter)), folder_(std::move(folder)), metrics_(folder_.path / "metrics.jsonl") {
-    std::error_code error;
-    std::filesystem::create_directories(folder_.path, error);
-    if (error) fail<IoError>("making the run's folder {}: {}", folder_.path.string(), error.message());
     LoraConfig config = adapter_->config();
     config.inference_mode = false;  // says how a file was saved, and changes no bit
     folder_.identity.emplace_back("adapter_config.json", lora_config_to_json(config).dump());
@@ -70,10 +67,14 @@ class TrainerCheckpointing {
   std::filesystem::path metrics_path() const { return metrics_.path(); }
   std::filesystem::path picture_path() const { return folder_.path / "loss.svg"; }
 
-  /// Begins a new run: its start takes the place of an older run's checkpoint, metrics and curves. Throws IoError;
-  /// where the start cannot be saved, the older run's files are as they were.
+  /// Begins a new run, in a folder that is made where there is none: its start takes the place of an older run's
+  /// checkpoint, metrics and curves. Throws IoError; where the start cannot be saved, the older run's files are as they
+  /// were.
   template <class Trainer>
   void begin(Trainer& trainer) {
+    std::error_code error;
+    std::filesystem::create_directories(folder_.path, error);
+    if (error) fail<IoError>("making the run's folder {}: {}", folder_.path.string(), error.message());
     save_last(trainer.state());
     metrics_.begin();
     remove_best();
