@@ -1,5 +1,5 @@
 #pragma once
-/// Progress on stderr: one line that is redrawn on a terminal, a line now and then elsewhere.
+/// Progress on stderr: one line that is redrawn on a terminal, a line every twenty seconds elsewhere.
 
 #include <fmt/format.h>
 
@@ -36,19 +36,19 @@ class Progress {
     draw();
   }
 
-  /// `share` of the work is done (0 to 1), with what belongs to it. Elsewhere than on a terminal: a line for each tenth.
+  /// `share` of the work is done (0 to 1), with what belongs to it.
   void update(double share, std::string_view text) {
+    const auto now = std::chrono::steady_clock::now();
     if (columns_ == 0) {
-      const int tenth = static_cast<int>(share * 10.0 + 1e-9);
-      if (tenth != tenth_) std::fprintf(stderr, "%3.0f%%  %.*s\n", share * 100.0, static_cast<int>(text.size()), text.data());
-      tenth_ = tenth;
+      if (now - drawn_ < std::chrono::seconds(20)) return;
+      drawn_ = now;
+      std::fprintf(stderr, "%3.0f%%  %.*s\n", share * 100.0, static_cast<int>(text.size()), text.data());
       return;
     }
     constexpr int kWidth = 24;
     const int full = std::clamp(static_cast<int>(share * kWidth + 0.5), 0, kWidth);
     bar_ = fmt::format("[{:#<{}}{:.<{}}] {:3.0f}%  {}", "", full, "", kWidth - full, share * 100.0, text);
     if (static_cast<int>(bar_.size()) > columns_ - 1) bar_.resize(static_cast<std::size_t>(columns_ - 1));
-    const auto now = std::chrono::steady_clock::now();
     if (share < 1.0 && shown_ && now - drawn_ < std::chrono::milliseconds(50)) return;
     drawn_ = now;
     draw();
@@ -58,7 +58,6 @@ class Progress {
   void finish() {
     clear();
     bar_.clear();
-    tenth_ = -1;
   }
 
  private:
@@ -73,10 +72,9 @@ class Progress {
   }
 
   int columns_;
-  int tenth_ = -1;
   bool shown_ = false;
   std::string bar_;
-  std::chrono::steady_clock::time_point drawn_{};
+  std::chrono::steady_clock::time_point drawn_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace peft_examples

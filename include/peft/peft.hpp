@@ -14,6 +14,20 @@
 #include "peft/core/thread_pool.hpp"
 #include "peft/core/parallel.hpp"
 
+#include "peft/io/safetensors.hpp"
+#include "peft/io/safetensors_writer.hpp"
+#include "peft/io/gguf.hpp"
+#include "peft/io/atomic_file.hpp"
+#include "peft/io/atomic_directory.hpp"
+
+#include "peft/ops/embedding.hpp"
+#include "peft/ops/rms_norm.hpp"
+#include "peft/ops/rope.hpp"
+#include "peft/ops/attention.hpp"
+#include "peft/ops/swiglu.hpp"
+#include "peft/ops/add.hpp"
+#include "peft/ops/cross_entropy.hpp"
+
 #include "peft/parameter.hpp"
 #include "peft/linear.hpp"
 #include "peft/low_rank_product.hpp"
@@ -32,4 +46,20 @@
 #include "peft/adapted_linear.hpp"
 #include "peft/adapter_registry.hpp"
 #include "peft/merge.hpp"
+#include "peft/linear_cross_entropy.hpp"
+
+#include "peft/data/instruction_jsonl.hpp"
+#include "peft/data/prompt_template.hpp"
+#include "peft/data/instruction_data.hpp"
+#include "peft/train/trainer.hpp"
+#include "peft/train/loss_svg.hpp"
+#include "peft/eval/perplexity.hpp"
+#include "peft/eval/bleu.hpp"
+#include "peft/eval/rouge.hpp"
+#include "peft/eval/fact_accuracy.hpp"
+
+#include "peft/checkpoint/peft_directory.hpp"
+#include "peft/checkpoint/train_state.hpp"
+#include "peft/pipeline/registry_loader.hpp"
+#include "peft/pipeline/trainer_checkpointing.hpp"
 

@@ -113,7 +113,7 @@ class AtomicDirectory {
     return path;
   }
   static std::string old_prefix(const std::filesystem::path& target) {
-    return "." + target.filename().string().substr(0, 200) + ".old-";
+    return fmt::format(".{}.old-", target.filename().string().substr(0, 200));
   }
   static std::string quoted_name(std::string_view name) { return "\"" + std::string(name) + "\""; }
 

@@ -26,7 +26,7 @@ namespace detail {
 
 /// `.name.tmp-`. Names of more than 200 bytes are cut, so that the whole fits the usual limit of 255.
 inline std::string temporary_prefix(const std::filesystem::path& target) {
-  return "." + target.filename().string().substr(0, 200) + ".tmp-";
+  return fmt::format(".{}.tmp-", target.filename().string().substr(0, 200));
 }
 
 /// A name that no other call gives, in this process or another that runs.
