@@ -20,8 +20,8 @@ def is_word(c):
     code, category = ord(c), unicodedata.category(c)
     if 0xFE00 <= code <= 0xFE0F or 0x20D0 <= code <= 0x20FF or 0xE0100 <= code <= 0xE01EF:
         return False
-    return (category[0] in "LM" or category in ("Nd", "Nl") or
-            unicodedata.decomposition(c).startswith(("<super>", "<sub>")))
+    raised = category == "No" and unicodedata.decomposition(c).startswith(("<super>", "<sub>"))
+    return category[0] in "LM" or category in ("Nd", "Nl") or raised
 
 
 def is_cjk(c):
@@ -34,7 +34,7 @@ def ranges(of):
     out, open_range = [], False
     for code in range(0x110000):
         c = chr(code)
-        if unicodedata.category(c) in ("Cn", "Co", "Cs"):
+        if unicodedata.category(c) == "Cn":
             continue
         if not of(c):
             open_range = False
