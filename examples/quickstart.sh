@@ -43,7 +43,12 @@ peft_setup $peft_base_packages
 [ -n "$model" ] || model="$(peft_model)"
 echo "Building (some minutes the first time) ..." >&2
 cmake --preset release >/dev/null
-cmake --build --preset release --target peft_program >/dev/null
+mkdir -p build
+if ! cmake --build --preset release --target peft_program >build/quickstart-build.log 2>&1; then
+  cat build/quickstart-build.log >&2
+  echo "quickstart: the program could not be built" >&2
+  exit 1
+fi
 peft=build/release/bin/peft
 SECONDS=0
 
@@ -69,7 +74,7 @@ fi
 measure() {  # measure NAME [options]
   local name="$1"
   shift
-  "$peft" eval --model "$model" --data "$test" --template "$template" --predictions "$out/$name.jsonl" --show 4 "$@" \
+  "$peft" eval --model "$model" --data "$test" --template "$template" --predictions "$out/$name.jsonl" --show 3 --max-tokens 96 "$@" \
     >"$out/$name.txt"
   sed -n '/^question/,/^$/p' "$out/$name.txt"
 }
@@ -80,7 +85,7 @@ measure before
 echo "== Training a LoRA on $(basename "$data")"
 rm -rf "$out/adapter"
 "$peft" train --model "$model" --data "$data" --val "$val" --out "$out/adapter" --method lora --template "$template" \
-  --r 16 --lora-alpha 32 --lora-dropout 0 --target-modules all-linear --lr 2e-3 --batch 8 --accumulate 1 --epochs 3 "$@"
+  --r 16 --lora-alpha 32 --lora-dropout 0.05 --target-modules all-linear --lr 2e-3 --batch 8 --accumulate 1 --epochs 3 "$@"
 echo
 echo "== After: the same questions, unseen in training"
 measure after --adapter "$out/adapter"
