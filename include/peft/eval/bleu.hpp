@@ -12,13 +12,13 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "peft/core/scalar.hpp"
 #include "peft/error.hpp"
 #include "peft/eval/characters.hpp"
+#include "peft/eval/token_numbers.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -153,14 +153,7 @@ inline void add_bleu_counts(const std::vector<std::u32string>& hypothesis, const
                             BleuScore& sums) {
   sums.sys_len += static_cast<Index>(hypothesis.size());
   sums.ref_len += static_cast<Index>(reference.size());
-  std::unordered_map<std::u32string_view, std::uint32_t> numbers;
-  const auto number = [&](const std::vector<std::u32string>& tokens) {
-    std::vector<std::uint32_t> result;
-    for (const std::u32string& token : tokens) {
-      result.push_back(numbers.emplace(token, static_cast<std::uint32_t>(numbers.size())).first->second);
-    }
-    return result;
-  };
+  TokenNumbers number;
   const std::vector<std::uint32_t> sys = number(hypothesis), ref = number(reference);
   for (std::size_t n = 1; n <= 4; ++n) {
     using Gram = std::array<std::uint32_t, 4>;

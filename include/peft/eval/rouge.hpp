@@ -9,13 +9,13 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "peft/core/scalar.hpp"
 #include "peft/error.hpp"
 #include "peft/eval/characters.hpp"
+#include "peft/eval/token_numbers.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -119,14 +119,7 @@ inline RougeMode choose_rouge_mode(std::string_view reference) {
 inline RougeScore rouge(std::string_view hypothesis, std::string_view reference, RougeMode mode) {
   const std::vector<std::u32string> target = detail::rouge_tokens(reference, mode);
   const std::vector<std::u32string> prediction = detail::rouge_tokens(hypothesis, mode);
-  std::unordered_map<std::u32string_view, std::uint32_t> numbers;
-  const auto number = [&](const std::vector<std::u32string>& tokens) {
-    std::vector<std::uint32_t> result;
-    for (const std::u32string& token : tokens) {
-      result.push_back(numbers.emplace(token, static_cast<std::uint32_t>(numbers.size())).first->second);
-    }
-    return result;
-  };
+  TokenNumbers number;
   const std::vector<std::uint32_t> a = number(target), b = number(prediction);
   return {detail::rouge_n(a, b, 1), detail::rouge_n(a, b, 2), detail::rouge_l(a, b)};
 }
