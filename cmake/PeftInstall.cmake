@@ -9,3 +9,9 @@ write_basic_package_version_file("${CMAKE_CURRENT_BINARY_DIR}/peftConfigVersion.
   COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/peftConfig.cmake" "${CMAKE_CURRENT_BINARY_DIR}/peftConfigVersion.cmake"
   DESTINATION "${CMAKE_INSTALL_LIBDIR}/cmake/peft")
+
+# pkg-config, relative to where it is installed
+file(RELATIVE_PATH PEFT_PC_TO_PREFIX "/${CMAKE_INSTALL_DATADIR}/pkgconfig" "/")
+string(REGEX REPLACE "/$" "" PEFT_PC_TO_PREFIX "${PEFT_PC_TO_PREFIX}")
+configure_file(cmake/peft.pc.in "${CMAKE_CURRENT_BINARY_DIR}/peft.pc" @ONLY)
+install(FILES "${CMAKE_CURRENT_BINARY_DIR}/peft.pc" DESTINATION "${CMAKE_INSTALL_DATADIR}/pkgconfig")
