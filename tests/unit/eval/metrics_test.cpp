@@ -109,6 +109,13 @@ TEST_CASE("a fact counts where it stands as a whole") {
   CHECK_FALSE(contains_fact("2,5 bar", "5 bar"));
   CHECK_FALSE(contains_fact("valves", "valve"));
   CHECK_FALSE(contains_fact("naïve", "na"));
+  CHECK_FALSE(contains_fact("-5", "5"));
+  CHECK(contains_fact("1-5", "5"));
+  CHECK_FALSE(contains_fact("1.5", ".5"));
+  CHECK_FALSE(contains_fact("max_len", "max"));
+  CHECK_FALSE(contains_fact("Việt", "Vi"));
+  CHECK_FALSE(contains_fact("１５", "５"));
+  CHECK(contains_fact("E1،", "E1"));
   CHECK_FALSE(contains_fact("anything", ""));
   CHECK_FALSE(contains_fact("", "x"));
   const std::vector<std::string> facts{"31 months", "Juniper jar"};
