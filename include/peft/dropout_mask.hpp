@@ -4,6 +4,7 @@
 
 #include "peft/core/buffer.hpp"
 #include "peft/core/rng.hpp"
+#include "peft/kernels/dropout.hpp"
 #include "peft/kernels/gemm.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -30,7 +31,7 @@ class DropoutMask {
     scratch.resize_discard(rows * stride);
     constexpr Index kRows = 16;
     parallel_for_ranges(executor, rows, kRows, [&](Index first, Index last) {
-      for (Index i = first; i < last; ++i) dropout_mask_row(key_, i, cols, p, scratch.data() + i * stride);
+      for (Index i = first; i < last; ++i) kernels::dropout_row(key_, i, cols, p, scratch.data() + i * stride);
     });
     return {scratch.data(), stride, static_cast<float>(1.0 / (1.0 - static_cast<double>(p)))};
   }

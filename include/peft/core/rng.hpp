@@ -85,11 +85,16 @@ struct DropoutKey {
   Index first_row = 0;
 };
 
+/// The least 16-bit draw that keeps an element.
+inline std::uint32_t dropout_threshold(float p) noexcept {
+  return static_cast<std::uint32_t>(std::lround(static_cast<double>(p) * 65536.0));
+}
+
 /// Writes one row of a dropout mask as bits, least significant first: bit c%8 of out[c/8] is 1 where column c is kept.
 /// An element is dropped with probability round(p·65536)/65536: eight columns share a Philox block, 16 bits each.
-/// `out` has (columns + 7) / 8 bytes; bits past the last column are 0.
+/// `out` has (columns + 7) / 8 bytes; bits past the last column are 0. The reference of kernels/dropout.hpp.
 inline void dropout_mask_row(const DropoutKey& key, Index row, Index columns, float p, std::uint8_t* out) noexcept {
-  const auto threshold = static_cast<std::uint32_t>(std::lround(static_cast<double>(p) * 65536.0));
+  const std::uint32_t threshold = dropout_threshold(p);
   const auto global_row = static_cast<std::uint32_t>(key.first_row + row);
   for (Index byte = 0; byte * 8 < columns; ++byte) {
     const PhiloxBlock words =

@@ -38,6 +38,13 @@ struct AdamWFloats {
   float beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, inverse_root_correction2, eps, decay, grad_scale;
 };
 
+/// A row of a dropout mask: Philox's counter after the byte's number, its key, and the least 16-bit draw that keeps.
+struct DropoutRow {
+  std::uint32_t counter[3] = {};  ///< row, module, step
+  std::uint32_t key[2] = {};
+  std::uint32_t threshold = 0;
+};
+
 struct KernelTable {
   Index tile_rows;     ///< MR
   Index tile_columns;  ///< NR
@@ -86,6 +93,8 @@ struct KernelTable {
                           float* dup) noexcept;
   /// Rotates pairs (x[j], x[half+j]) by the angle whose cosine and sine are given; sign −1 turns back.
   void (*rotate)(Index half, const float* cosine, const float* sine, float sign, float* x) noexcept;
+  /// `bytes` bytes of keep bits, eight columns each.
+  void (*dropout_row)(Index bytes, const DropoutRow& row, std::uint8_t* out) noexcept;
 };
 
 }  // namespace kernels

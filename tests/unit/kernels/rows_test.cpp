@@ -7,6 +7,7 @@
 #include "peft/core/thread_pool.hpp"
 #include "peft/kernels/adamw.hpp"
 #include "peft/kernels/convert.hpp"
+#include "peft/kernels/dropout.hpp"
 #include "peft/kernels/skinny.hpp"
 #include "peft/kernels/softmax_xent.hpp"
 #include "support/catch.hpp"
@@ -90,6 +91,19 @@ TEST_CASE("exp is within two units in the last place, keeps NaN, and ends in 0")
   CHECK(special[0] == 0.0f);
   CHECK(special[1] == 0.0f);
   CHECK(std::isnan(special[2]));
+}
+
+TEST_CASE("rows of dropout masks have the bits of the scalar Philox, any number of columns, any probability") {
+  for (Index columns = 0; columns <= 300; ++columns) {
+    for (float p : {0.0f, 1e-6f, 0.05f, 0.5f, 0.999999f}) {
+      const DropoutKey key{0x123456789ABCDEFu + static_cast<std::uint64_t>(columns), 7, 0xDEADBEEFu, 41};
+      const std::size_t bytes = static_cast<std::size_t>((columns + 7) / 8);
+      std::vector<std::uint8_t> expected(bytes + 2, 0xA5), got(expected);
+      dropout_mask_row(key, 3, columns, p, expected.data());
+      kernels::dropout_row(key, 3, columns, p, got.data());
+      REQUIRE(got == expected);  // and nothing past the row
+    }
+  }
 }
 
 TEST_CASE("skinny products against sums in double, any rank, storage and mask; same bits for any threads") {

@@ -113,6 +113,35 @@ PEFT_ALWAYS_INLINE void vtranspose(V* r) noexcept {
   }
 }
 
+// Unsigned words, for Philox; see scalar.hpp.
+using U = __m256i;
+PEFT_ALWAYS_INLINE U uset1(std::uint32_t x) noexcept { return _mm256_set1_epi32(static_cast<int>(x)); }
+PEFT_ALWAYS_INLINE U ucount_from(std::uint32_t first) noexcept {
+  return _mm256_add_epi32(uset1(first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+PEFT_ALWAYS_INLINE U uxor(U a, U b) noexcept { return _mm256_xor_si256(a, b); }
+PEFT_ALWAYS_INLINE void umultiply(U a, std::uint32_t factor, U& high, U& low) noexcept {
+  const U f = uset1(factor);
+  const U even = _mm256_mul_epu32(a, f), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), f);
+  high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+  low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+}
+PEFT_ALWAYS_INLINE void ustore_keep_bits(const U* w, std::uint32_t threshold, std::uint8_t* out) noexcept {
+  const U least = uset1(threshold - 1u);  // 0 gives −1: all halves are above it, as signed numbers
+  U bits = _mm256_setzero_si256();
+  for (int i = 0; i < 4; ++i) {
+    const U low = _mm256_cmpgt_epi32(_mm256_and_si256(w[i], uset1(0xFFFFu)), least);
+    const U high = _mm256_cmpgt_epi32(_mm256_srli_epi32(w[i], 16), least);
+    bits = _mm256_or_si256(bits, _mm256_and_si256(low, uset1(1u << (2 * i))));
+    bits = _mm256_or_si256(bits, _mm256_and_si256(high, uset1(2u << (2 * i))));
+  }
+  const __m256i bytes = _mm256_shuffle_epi8(bits, _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                                                   0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
+  const int first = _mm256_extract_epi32(bytes, 0), second = _mm256_extract_epi32(bytes, 4);
+  std::memcpy(out, &first, 4);
+  std::memcpy(out + 4, &second, 4);
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx2

@@ -129,6 +129,33 @@ PEFT_ALWAYS_INLINE void vtranspose(V* r) noexcept {
   for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
+// Unsigned words, for Philox; see scalar.hpp.
+using U = __m512i;
+PEFT_ALWAYS_INLINE U uset1(std::uint32_t x) noexcept { return _mm512_set1_epi32(static_cast<int>(x)); }
+PEFT_ALWAYS_INLINE U ucount_from(std::uint32_t first) noexcept {
+  return _mm512_add_epi32(uset1(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+PEFT_ALWAYS_INLINE U uxor(U a, U b) noexcept { return _mm512_xor_si512(a, b); }
+PEFT_ALWAYS_INLINE void umultiply(U a, std::uint32_t factor, U& high, U& low) noexcept {
+  constexpr __mmask16 kOdd = 0xAAAA;
+  const U f = uset1(factor);
+  const U even = _mm512_maskz_mul_epu32(kAll8, a, f);
+  const U odd = _mm512_maskz_mul_epu32(kAll8, _mm512_maskz_srli_epi64(kAll8, a, 32), f);
+  high = _mm512_mask_mov_epi32(_mm512_maskz_srli_epi64(kAll8, even, 32), kOdd, odd);
+  low = _mm512_mask_mov_epi32(even, kOdd, _mm512_maskz_slli_epi64(kAll8, odd, 32));
+}
+PEFT_ALWAYS_INLINE void ustore_keep_bits(const U* w, std::uint32_t threshold, std::uint8_t* out) noexcept {
+  const U least = uset1(threshold);
+  U bits = _mm512_setzero_si512();
+  for (int i = 0; i < 4; ++i) {
+    const __mmask16 low = _mm512_cmpge_epu32_mask(_mm512_and_si512(w[i], uset1(0xFFFFu)), least);
+    const __mmask16 high = _mm512_cmpge_epu32_mask(_mm512_maskz_srli_epi32(kAll, w[i], 16), least);
+    bits = _mm512_mask_or_epi32(bits, low, bits, uset1(1u << (2 * i)));
+    bits = _mm512_mask_or_epi32(bits, high, bits, uset1(2u << (2 * i)));
+  }
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_maskz_cvtepi32_epi8(kAll, bits));
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx512

@@ -63,6 +63,27 @@ PEFT_ALWAYS_INLINE V vmask(const std::uint8_t* bits, Index column, Index columns
 }
 PEFT_ALWAYS_INLINE void vtranspose(V*) noexcept {}
 
+// Unsigned words, W at once, for Philox.
+using U = std::uint32_t;
+PEFT_ALWAYS_INLINE U uset1(std::uint32_t x) noexcept { return x; }
+/// first, first + 1, …
+PEFT_ALWAYS_INLINE U ucount_from(std::uint32_t first) noexcept { return first; }
+PEFT_ALWAYS_INLINE U uxor(U a, U b) noexcept { return a ^ b; }
+PEFT_ALWAYS_INLINE void umultiply(U a, std::uint32_t factor, U& high, U& low) noexcept {
+  const std::uint64_t product = std::uint64_t{a} * factor;
+  high = static_cast<std::uint32_t>(product >> 32);
+  low = static_cast<std::uint32_t>(product);
+}
+/// Per lane one byte: bit 2i is set where the low half of w[i] reaches `threshold`, bit 2i+1 where the high half does.
+PEFT_ALWAYS_INLINE void ustore_keep_bits(const U* w, std::uint32_t threshold, std::uint8_t* out) noexcept {
+  unsigned bits = 0;
+  for (int i = 0; i < 4; ++i) {
+    bits |= ((w[i] & 0xFFFFu) >= threshold ? 1u : 0u) << (2 * i);
+    bits |= ((w[i] >> 16) >= threshold ? 2u : 0u) << (2 * i);
+  }
+  *out = static_cast<std::uint8_t>(bits);
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::scalar
