@@ -172,7 +172,7 @@ void add_eval_command(CLI::App& app, Run& run) {
       ->check(CLI::IsMember({"13a", "zh", "char", "none"}))
       ->capture_default_str();
   command.add_option("--predictions", o.predictions, "write prompt, reference, answer and scores as JSON lines");
-  command.add_option("--template", o.prompt_template)
+  command.add_option("--template", o.prompt_template, "how a record becomes a prompt")
       ->check(CLI::IsMember({"chatml", "alpaca", "plain"}))
       ->capture_default_str();
   command.add_option("--max-length", o.max_length, "tokens of a record for the loss")->capture_default_str();

@@ -81,10 +81,10 @@ void add_generate_command(CLI::App& app, Run& run) {
   command.add_option("--template", o.prompt_template, "none: the prompt is continued as it is")
       ->check(CLI::IsMember({"chatml", "alpaca", "plain", "none"}))
       ->capture_default_str();
-  command.add_option("--max-tokens", o.generate.max_tokens)->capture_default_str();
+  command.add_option("--max-tokens", o.generate.max_tokens, "of the answer")->capture_default_str();
   command.add_option("--temperature", o.generate.temperature, "0: always the likeliest token")->capture_default_str();
-  command.add_option("--top-p", o.generate.top_p)->capture_default_str();
-  command.add_option("--seed", o.generate.seed)->capture_default_str();
+  command.add_option("--top-p", o.generate.top_p, "draw from the likeliest tokens that reach this probability")->capture_default_str();
+  command.add_option("--seed", o.generate.seed, "of the draws")->capture_default_str();
   command.add_flag("--json", o.json, "the answer and its speed as one line of JSON instead of a stream");
   command.callback([options, &run] {
     run = [options] {

@@ -267,7 +267,7 @@ void add_train_command(CLI::App& app, Run& run) {
   command.add_option("--val", o.val, "validation records: losses before, after each epoch, at the end")
       ->check(CLI::ExistingFile);
   command.add_option("--out", o.out, "folder for the adapter, checkpoints, metrics.jsonl and loss.svg")->required();
-  command.add_option("--method", o.method)->check(CLI::IsMember({"lora"}))->capture_default_str();
+  command.add_option("--method", o.method, "what is added to the model")->check(CLI::IsMember({"lora"}))->capture_default_str();
   CLI::Option* config =
       command.add_option("--config", o.config, "adapter_config.json instead of the options of LoRA")->check(CLI::ExistingFile);
   const auto lora_option = [&](CLI::Option* option) { return option->excludes(config)->capture_default_str(); };
@@ -277,25 +277,25 @@ void add_train_command(CLI::App& app, Run& run) {
   lora_option(command.add_option("--target-modules", o.target_modules,
                                  "names with commas, all-linear, or a regular expression of whole paths"));
   command.add_flag("--use-rslora", o.use_rslora, "scale alpha/sqrt(r)")->excludes(config);
-  command.add_option("--template", o.prompt_template)
+  command.add_option("--template", o.prompt_template, "how a record becomes a prompt")
       ->check(CLI::IsMember({"chatml", "alpaca", "plain"}))
       ->capture_default_str();
   command.add_option("--max-length", o.max_length, "tokens of a record; longer ones are cut on the right")->capture_default_str();
   command.add_option("--max-records", o.max_records, "only the first so many training records");
   command.add_option("--max-val-records", o.max_val_records, "only the first so many validation records");
   peft::TrainerConfig& t = o.trainer;
-  command.add_option("--epochs", t.num_train_epochs)->capture_default_str();
+  command.add_option("--epochs", t.num_train_epochs, "passes over the training data; may be a fraction")->capture_default_str();
   command.add_option("--max-steps", t.max_steps, "optimizer steps, whatever --epochs says");
-  command.add_option("--batch", t.per_device_train_batch_size, "records")->capture_default_str();
+  command.add_option("--batch", t.per_device_train_batch_size, "records of a batch")->capture_default_str();
   command.add_option("--accumulate", t.gradient_accumulation_steps, "batches of one optimizer step")->capture_default_str();
-  command.add_option("--lr", t.learning_rate)->capture_default_str();
-  command.add_option("--lr-scheduler", o.scheduler)
+  command.add_option("--lr", t.learning_rate, "learning rate after warm-up")->capture_default_str();
+  command.add_option("--lr-scheduler", o.scheduler, "how the learning rate goes on from there")
       ->check(CLI::IsMember({"linear", "cosine", "constant", "constant_with_warmup"}))
       ->capture_default_str();
-  command.add_option("--warmup-steps", t.warmup_steps)->capture_default_str();
-  command.add_option("--warmup-ratio", t.warmup_ratio)->capture_default_str();
-  command.add_option("--weight-decay", t.weight_decay)->capture_default_str();
-  command.add_option("--max-grad-norm", t.max_grad_norm, "0: no clipping")->capture_default_str();
+  command.add_option("--warmup-steps", t.warmup_steps, "optimizer steps of rising learning rate")->capture_default_str();
+  command.add_option("--warmup-ratio", t.warmup_ratio, "the same as a share of all steps")->capture_default_str();
+  command.add_option("--weight-decay", t.weight_decay, "of AdamW")->capture_default_str();
+  command.add_option("--max-grad-norm", t.max_grad_norm, "gradients are clipped to this norm; 0: never")->capture_default_str();
   command.add_option("--eval-steps", t.eval_steps, "validate every so many steps instead of after each epoch");
   command.add_option("--save-steps", t.save_steps, "steps between two saved states")->capture_default_str();
   command.add_option("--early-stopping-patience", t.early_stopping_patience,
@@ -303,7 +303,7 @@ void add_train_command(CLI::App& app, Run& run) {
   command.add_flag("--load-best-model-at-end", t.load_best_model_at_end, "save the adapter of the lowest validation loss");
   command.add_option("--max-tokens-per-sub-batch", t.max_tokens_per_sub_batch, "bounds memory, not the gradient")
       ->capture_default_str();
-  command.add_option("--seed", t.seed)->capture_default_str();
+  command.add_option("--seed", t.seed, "of the adapter's start, the records' order and dropout")->capture_default_str();
   command.add_flag("--resume", o.resume, "go on with the run in --out, bit for bit");
   command.add_flag("--json", o.json, "last line of stdout: the result as JSON");
   command.callback([options, &command, &run] {
