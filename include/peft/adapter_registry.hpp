@@ -19,12 +19,14 @@
 
 PEFT_BEGIN_NAMESPACE
 
-/// Makes an adapter for the sites that `config` means, started from `seed`: a module's start depends on the seed and
-/// the module's name only. Throws ConfigError where nothing matches (see match_target_modules).
-template <Scalar T>
-std::shared_ptr<NamedAdapter<T>> make_adapter(std::string name, const LoraConfig& config,
-                                              std::span<AdaptedLinear<T>* const> sites, std::uint64_t seed,
-                                              UnmatchedTargets unmatched = UnmatchedTargets::kRefuse) {
+namespace detail {
+
+/// An adapter with one Lora per site that `config` means, all zero; prepare(const AdaptedLinear<T>&, Lora<T>&) sets it up.
+/// Throws ConfigError (see match_target_modules).
+template <Scalar T, class Prepare>
+std::shared_ptr<NamedAdapter<T>> attach_adapter(std::string name, const LoraConfig& config,
+                                                std::span<AdaptedLinear<T>* const> sites, UnmatchedTargets unmatched,
+                                                Prepare&& prepare) {
   std::vector<std::string> names;
   names.reserve(sites.size());
   for (const AdaptedLinear<T>* site : sites) names.push_back(site->name());
@@ -32,10 +34,23 @@ std::shared_ptr<NamedAdapter<T>> make_adapter(std::string name, const LoraConfig
   for (const TargetMatch& match : match_target_modules(config, names, unmatched)) {
     const AdaptedLinear<T>& site = *sites[match.module];
     Lora<T> lora(site.in_features(), site.out_features(), match.r, match.scaling, config.lora_dropout);
-    lora.reset(config, seed, site.module().hash());
+    prepare(site, lora);
     adapter->add(site.module(), std::move(lora));
   }
   return adapter;
+}
+
+}  // namespace detail
+
+/// Makes an adapter for the sites that `config` means, started from `seed`: a module's start depends on the seed and
+/// the module's name only. Throws ConfigError where nothing matches (see match_target_modules).
+template <Scalar T>
+std::shared_ptr<NamedAdapter<T>> make_adapter(std::string name, const LoraConfig& config,
+                                              std::span<AdaptedLinear<T>* const> sites, std::uint64_t seed,
+                                              UnmatchedTargets unmatched = UnmatchedTargets::kRefuse) {
+  return detail::attach_adapter<T>(
+      std::move(name), config, sites, unmatched,
+      [&](const AdaptedLinear<T>& site, Lora<T>& lora) { lora.reset(config, seed, site.module().hash()); });
 }
 
 template <Scalar T>

@@ -49,16 +49,9 @@ template <Scalar T>
 std::shared_ptr<NamedAdapter<T>> make_adapter(std::string name, const PeftAdapter& file,
                                               std::span<AdaptedLinear<T>* const> sites,
                                               const AdapterMatching& matching = {}) {
-  std::vector<std::string> names;
-  names.reserve(sites.size());
-  for (const AdaptedLinear<T>* site : sites) names.push_back(site->name());
-  auto adapter = std::make_shared<NamedAdapter<T>>(std::move(name), file.config);
   // An entry of target_modules that means nothing here is no error by itself: the file's keys decide.
-  for (const TargetMatch& match : match_target_modules(file.config, names, UnmatchedTargets::kAllow)) {
-    const AdaptedLinear<T>& site = *sites[match.module];
-    adapter->add(site.module(), Lora<T>(site.in_features(), site.out_features(), match.r, match.scaling,
-                                        file.config.lora_dropout));
-  }
+  auto adapter = detail::attach_adapter<T>(std::move(name), file.config, sites, UnmatchedTargets::kAllow,
+                                           [](const AdaptedLinear<T>&, Lora<T>&) {});
   detail::AdapterWeights<T> weights{*adapter};
   assign_adapter(file, weights, matching);
   return adapter;
