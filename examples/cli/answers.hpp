@@ -25,12 +25,14 @@ struct AnswerOptions {
   Index batch = 8;  ///< prompts that run together
 };
 
-/// The likeliest answer to each record, spaces at its ends left out. on_answer(tokens so far) hears every token; false
-/// from it stops. Throws ConfigError for a prompt that leaves no room in the model's context, with the record's line.
+/// The likeliest answer to each record, spaces at its ends left out. on_token(record, id) hears every token; false from it
+/// stops. Throws ConfigError for a template that the tokenizer has no tokens for, and for a prompt that is longer than the
+/// model's context, with the record's line.
 template <Scalar T>
 std::vector<std::string> answer(Session<T>& session, std::span<const peft::InstructionRecord> records,
                                 const peft::PromptTemplate& prompt_template, const AnswerOptions& options,
                                 const std::function<bool(std::size_t, std::int32_t)>& on_token = {}) {
+  session.require_template(prompt_template);
   std::vector<std::vector<std::int32_t>> prompts;
   const Index context = session.model().config().max_position_embeddings;
   for (const peft::InstructionRecord& record : records) {

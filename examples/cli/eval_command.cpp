@@ -15,10 +15,11 @@
 #include "cli/command.hpp"
 #include "cli/process.hpp"
 #include "cli/progress.hpp"
+#include "cli/records.hpp"
 #include "cli/session.hpp"
-#include "peft/data/instruction_data.hpp"
 #include "peft/eval/perplexity.hpp"
 #include "peft/train/evaluate_loss.hpp"
+#include "peft/train/trainer_config.hpp"
 
 namespace peft_examples {
 namespace {
@@ -46,7 +47,6 @@ class EvalRun {
         session_(options.model) {}
 
   int operator()() {
-    session_.require_template(template_);
     StopSignal stop;
     if (options_.wants("loss") && !measure_loss(stop)) return kInterruptedStatus;
     if (options_.wants_answers() && !measure_answers(stop)) return kInterruptedStatus;
@@ -56,14 +56,10 @@ class EvalRun {
 
  private:
   bool measure_loss(const StopSignal& stop) {
-    const auto encode = [this](std::string_view text) { return session_.tokenizer().encode(text); };
-    const peft::InstructionData data(records_, template_, encode, options_.max_length, session_.tokenizer().eos());
-    if (data.cut_records() > 0) {
-      progress_.line(fmt::format("{}: {} of {} records are longer than --max-length {} and cut on the right for the loss",
-                                 options_.data, data.cut_records(), data.records(), options_.max_length));
-    }
-    constexpr Index kTokens = 512;
-    const bool complete = peft::evaluate_loss(session_.model(), data, kTokens, loss_, stop.get(), [&](Index done) {
+    const peft::InstructionData data =
+        tokenize_records(session_, options_.data, records_, template_, options_.max_length, progress_);
+    const Index tokens = peft::TrainerConfig().max_tokens_per_sub_batch;  // cut as in training: the same sum
+    const bool complete = peft::evaluate_loss(session_.model(), data, tokens, loss_, stop.get(), [&](Index done) {
       progress_.update(static_cast<double>(done) / static_cast<double>(data.records()),
                        fmt::format("loss: {} of {} records", done, data.records()));
     });

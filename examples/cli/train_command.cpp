@@ -14,9 +14,9 @@
 #include "cli/command.hpp"
 #include "cli/process.hpp"
 #include "cli/progress.hpp"
+#include "cli/records.hpp"
 #include "cli/session.hpp"
 #include "peft/checkpoint/lora_config_json.hpp"
-#include "peft/data/instruction_data.hpp"
 #include "peft/pipeline/trainer_checkpointing.hpp"
 #include "peft/train/trainer.hpp"
 
@@ -167,19 +167,7 @@ class TrainRun {
 
  private:
   peft::InstructionData tokenize(const std::string& path, const std::vector<peft::InstructionRecord>& records) {
-    session_.require_template(template_);
-    const auto encode = [this](std::string_view text) { return session_.tokenizer().encode(text); };
-    peft::InstructionData data(records, template_, encode, options_.max_length, session_.tokenizer().eos());
-    if (data.cut_records() > 0) {
-      progress_.line(fmt::format("{}: {} of {} records are longer than --max-length {} and cut on the right", path,
-                                 data.cut_records(), data.records(), options_.max_length));
-    }
-    if (data.records_without_label() > 0) {
-      progress_.line(fmt::format("{}: in {} records nothing of the output is left; nothing is learned from them: raise "
-                                 "--max-length",
-                                 path, data.records_without_label()));
-    }
-    return data;
+    return tokenize_records(session_, path, records, template_, options_.max_length, progress_);
   }
 
   typename peft::TrainerCheckpointing<T>::Events events() {
