@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -75,9 +76,12 @@ class ThreadPool {
  private:
   static constexpr int kMostThreads = 512;
   static constexpr std::uint64_t kClosed = std::uint64_t{1} << 63;
-  // About 20 µs on current machines: longer than the gap between two loops of one training step, shorter than a
-  // scheduler's time slice.
-  static constexpr int kSpins = 4000;
+  // Pauses (some 20 to 60 ns each) before a waiting thread offers its processor to others at every look.
+  static constexpr int kSpins = 1000;
+  // How long a worker looks for the next loop before it parks. Waking a parked thread costs 50 to 400 µs where its
+  // processor has gone idle (a virtual machine's above all), more than most loops of a training step: so the time spans
+  // the serial stretches between two loops, and the other threads' last tasks.
+  static constexpr std::int64_t kParkAfterNanoseconds = 2'000'000;
 
   static bool& inside_worker() noexcept {
     static thread_local bool value = false;
@@ -100,15 +104,32 @@ class ThreadPool {
     }
   }
 
+  /// The epoch once it is another than `seen`, or `seen` after kParkAfterNanoseconds.
+  std::uint32_t await_epoch_after(std::uint32_t seen) const noexcept {
+    std::uint32_t now = epoch_.load(std::memory_order_acquire);
+    for (int spin = 0; now == seen && spin < kSpins; ++spin) {
+      relax();
+      now = epoch_.load(std::memory_order_acquire);
+    }
+    if (now != seen) return now;
+    for (const std::int64_t start = nanoseconds(); now == seen && nanoseconds() - start < kParkAfterNanoseconds;) {
+      sched_yield();
+      now = epoch_.load(std::memory_order_acquire);
+    }
+    return now;
+  }
+
+  static std::int64_t nanoseconds() noexcept {
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return std::int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+  }
+
   void work() noexcept {
     inside_worker() = true;
     std::uint32_t seen = 0;
     while (true) {
-      std::uint32_t now = epoch_.load(std::memory_order_acquire);
-      for (int spin = 0; now == seen && spin < kSpins; ++spin) {
-        relax();
-        now = epoch_.load(std::memory_order_acquire);
-      }
+      const std::uint32_t now = await_epoch_after(seen);
       if (now == seen) {
         epoch_.wait(seen, std::memory_order_acquire);
         continue;
