@@ -32,17 +32,20 @@ class LinearCrossEntropy {
   using accumulator_type = Accumulator<T>;
 
   /// Logits that stand in memory at once. Large enough that packing the head's weight once per chunk costs little beside
-  /// the products with it (170 rows for a vocabulary of 49,152; with half as many they take a sixth longer), small
-  /// enough for a shared cache.
-  static constexpr Index kLogitBytes = Index{32} << 20;
+  /// the products with it (213 rows for a vocabulary of 49,152; with 85 they take a sixth longer), small enough for
+  /// most of them to stay in a shared cache.
+  static constexpr Index kLogitBytes = Index{40} << 20;
 
   /// Rows of a chunk for `rows` rows with a target: as even as they come below kLogitBytes, at least 16 where there
-  /// are as many.
+  /// are as many, in whole tiles of the matrix product where that costs little.
   static Index chunk_rows(Index rows, Index vocabulary) noexcept {
     const Index row_bytes = std::max<Index>(1, vocabulary) * static_cast<Index>(sizeof(accumulator_type));
     const Index most = std::max<Index>(16, kLogitBytes / row_bytes);
     const Index chunks = std::max<Index>(1, (rows + most - 1) / most);
-    return std::max<Index>(1, (rows + chunks - 1) / chunks);
+    const Index even = std::max<Index>(1, (rows + chunks - 1) / chunks);
+    constexpr Index kTile = 14;  // the widest tile's rows
+    const Index tiles = (even + kTile - 1) / kTile * kTile;
+    return chunks > 1 && tiles <= most ? tiles : even;
   }
 
   /// Adds loss, label tokens and hits to `sum`. targets: id per row, -1 = none. Throws ShapeError.

@@ -1,7 +1,8 @@
 #pragma once
 /// The library's own executor. Workers start on first use, spin briefly for the next loop and then park; a loop begun
 /// from inside a worker, or while another thread's loop runs, is done by its caller alone; a forked child starts its
-/// own workers; destroyed pools run serially. Tasks are handed out one by one from an atomic counter.
+/// own workers; destroyed pools run serially. Every thread has its own run of the tasks, the same from loop to loop:
+/// rows that it wrote in one loop it reads in the next, from its own cache. When its run is done it helps the others.
 
 #include <pthread.h>
 #include <sched.h>
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
+#include <new>
 
 #include "peft/core/executor.hpp"
 
@@ -40,13 +42,15 @@ class ThreadPool {
     }
     task_ = task;
     context_ = context;
-    count_ = count;
-    next_.store(0, std::memory_order_relaxed);
+    for (int i = 0; i < width_; ++i) {
+      shares_[i].next.store(count * i / width_, std::memory_order_relaxed);
+      shares_[i].last = count * (i + 1) / width_;
+    }
     gate_.store(0, std::memory_order_release);  // open: workers may join
     epoch_.fetch_add(1, std::memory_order_seq_cst);
     epoch_.notify_all();
     inside_worker() = true;
-    run_tasks();
+    run_tasks(0);
     inside_worker() = false;
     gate_.fetch_or(kClosed, std::memory_order_acq_rel);
     for (int spin = 0; (gate_.load(std::memory_order_acquire) & ~kClosed) != 0; ++spin) {
@@ -94,13 +98,23 @@ class ThreadPool {
 #endif
   }
 
-  void run_tasks() noexcept {
+  /// The tasks of one thread: `next` may run past `last`.
+  struct alignas(64) Share {
+    std::atomic<Index> next;
+    Index last;
+  };
+
+  /// The calling thread's own share (`me`), then what is left of the others'.
+  void run_tasks(int me) noexcept {
     const TaskFunction task = task_;
     void* const context = context_;
-    const Index count = count_;
-    for (Index i = next_.fetch_add(1, std::memory_order_relaxed); i < count;
-         i = next_.fetch_add(1, std::memory_order_relaxed)) {
-      task(context, i);
+    for (int i = 0; i < width_; ++i) {
+      Share& share = shares_[(me + i) % width_];
+      const Index last = share.last;
+      for (Index at = share.next.fetch_add(1, std::memory_order_relaxed); at < last;
+           at = share.next.fetch_add(1, std::memory_order_relaxed)) {
+        task(context, at);
+      }
     }
   }
 
@@ -126,6 +140,7 @@ class ThreadPool {
   }
 
   void work() noexcept {
+    const int me = 1 + numbered_.fetch_add(1, std::memory_order_relaxed);
     inside_worker() = true;
     std::uint32_t seen = 0;
     while (true) {
@@ -140,7 +155,7 @@ class ThreadPool {
       while ((gate & kClosed) == 0) {
         // A late worker finds the gate closed and waits for the next loop; one that joins is waited for.
         if (gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
-          run_tasks();
+          run_tasks(me);
           gate_.fetch_sub(1, std::memory_order_acq_rel);
           break;
         }
@@ -156,10 +171,12 @@ class ThreadPool {
     started_ = 0;
     gate_.store(kClosed, std::memory_order_relaxed);
     epoch_.store(0, std::memory_order_relaxed);
-    if (threads_ == nullptr) {
-      threads_ = static_cast<pthread_t*>(std::malloc(sizeof(pthread_t) * static_cast<std::size_t>(width_)));
-    }
-    if (threads_ == nullptr) return false;
+    numbered_.store(0, std::memory_order_relaxed);
+    const auto width = static_cast<std::size_t>(width_);
+    if (threads_ == nullptr) threads_ = static_cast<pthread_t*>(std::malloc(sizeof(pthread_t) * width));
+    if (shares_ == nullptr) shares_ = static_cast<Share*>(std::aligned_alloc(alignof(Share), sizeof(Share) * width));
+    if (threads_ == nullptr || shares_ == nullptr) return false;
+    for (std::size_t i = 0; i < width; ++i) new (&shares_[i]) Share{};
     for (int i = 0; i + 1 < width_; ++i) {
       if (pthread_create(
               &threads_[started_], nullptr,
@@ -183,7 +200,9 @@ class ThreadPool {
       for (int i = 0; i < started_; ++i) pthread_join(threads_[i], nullptr);
     }
     std::free(threads_);
+    std::free(shares_);
     threads_ = nullptr;
+    shares_ = nullptr;
     started_ = 0;
     width_ = 1;
   }
@@ -195,8 +214,8 @@ class ThreadPool {
   int started_ = 0;
   TaskFunction task_ = nullptr;
   void* context_ = nullptr;
-  Index count_ = 0;
-  alignas(64) std::atomic<Index> next_{0};
+  Share* shares_ = nullptr;  ///< [width_]
+  std::atomic<int> numbered_{0};
   alignas(64) std::atomic<std::uint64_t> gate_{kClosed};
   alignas(64) std::atomic<std::uint32_t> epoch_{0};
   std::atomic<bool> stopping_{false};

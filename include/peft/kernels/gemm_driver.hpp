@@ -1,12 +1,16 @@
 #pragma once
 /// The loops around the tile (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008):
-///   for each block of rows: pack A once, [k block][panel of MR rows][k][MR], shared by all tasks;
-///   tasks = slices of columns: for each block of K: pack (or decode) the slice's B panels once, [k][NR]; then every
-///   panel of B, which stays in L1, meets every panel of A, which streams from L2.
+///   for each stretch of K, tasks = (block of rows, slice of columns), the block outermost:
+///     pack A's block, [k block][panel of MR rows][k][MR], which stays in L2: once per thread, not once for all, since
+///     what one processor writes and another reads costs more than packing twice;
+///     for each block of K, each panel of the slice: pack (or decode) B's panel, [k][NR], which stays in L1 and meets
+///     every panel of A.
 /// Low-rank columns are packed as one more block of K that opens the accumulators. All cuts follow from (m, n, k) and
 /// the tile alone, so the bits do not depend on the threads.
 
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
 
 #include "peft/kernels/gemm.hpp"
 #include "peft/kernels/kernel_table.hpp"
@@ -19,8 +23,11 @@ namespace detail {
 // A panel of B is kBlockK·NR·4 = 32 KiB at NR = 32: it fits in an L1 of 48 KiB beside the 14 KiB panel of A (on
 // smaller L1s A's panel streams, which costs one load per MR·NR multiplications).
 inline constexpr Index kBlockK = 256;
-// Rows packed at once: bounds the packed A (1008·K floats); a multiple of every MR (14, 6, 4).
-inline constexpr Index kBlockRows = 1008;
+// Rows of a block, about: enough of them to pay for packing B's panels once per block, few enough that the threads of a
+// small machine get blocks of their own.
+inline constexpr Index kBlockRows = 256;
+// Floats of A packed at once, about: 640 KiB of an L2 of at least 1 MiB.
+inline constexpr Index kPackedFloats = 160 * 1024;
 // At most so many rows are read straight from the weight's storage: below, packing costs more than it saves.
 inline constexpr Index kThinRows = 8;
 
@@ -83,51 +90,96 @@ inline void pack_b(const KernelTable& t, const PanelFill& b, Index n0, Index nc,
   b.fill(b.context, n0, nc, k0, kc, panel, nr);
 }
 
-/// The products of one slice of columns with one block of rows.
-struct SliceJob {
+/// Depth of the blocks of K, a multiple of 16: as even as they come.
+inline Index block_depth(Index k) noexcept {
+  const Index blocks = std::max<Index>(1, ceil_div(k, kBlockK));
+  return std::clamp<Index>(ceil_div(ceil_div(k, blocks), 16) * 16, 16, kBlockK);
+}
+
+/// Which block of rows stands packed in a thread's scratch.
+struct PackedBlock {
+  std::uint64_t job = 0;
+  Index block = -1;
+};
+
+/// One stretch of K of a product; a task is one slice of columns of one block of rows.
+struct GemmJob {
   const GemmProblem& p;
   const KernelTable& table;
-  Index first_row, rows, rank, panels_per_slice;
+  Index rank, block_rows, slices, panels_per_slice;
+  Index k_first, k_last, depth;  ///< the stretch, a number of blocks (the last may be short)
+  std::uint64_t id;              ///< no other job in this process has it
+
+  void operator()(Index task) const;
+  void pack_rows(Index first_row, Index rows, float* packed_a, float* packed_low_rank) const {
+    const Index mr = table.tile_rows;
+    const Index row_panels = ceil_div(rows, mr);
+    const Operand& a = p.a;
+    for (Index i = 0; i < row_panels; ++i) {
+      const Index row = first_row + i * mr, have = std::min(mr, rows - i * mr);
+      for (Index k0 = k_first; k0 < k_last; k0 += depth) {
+        const Index kc = std::min(depth, k_last - k0);
+        float* dst = packed_a + row_panels * mr * (k0 - k_first) + i * mr * kc;
+        if (a.transposed) {
+          table.pack_straight(element(a.data, k0 * a.stride + row, a.type), a.stride, a.type, have, mr, kc, dst, mr);
+        } else {
+          table.pack_transposed(element(a.data, row * a.stride + k0, a.type), a.stride, a.type, have, mr, kc, dst, mr);
+        }
+      }
+      if (rank > 0 && k_first == 0) pack_low_rank_rows(p, row, have, mr, packed_low_rank + i * mr * rank);
+    }
+  }
+
+  struct RowBlock;
+};
+
+/// A packed block of rows.
+struct GemmJob::RowBlock {
+  const GemmJob& job;
+  Index first_row, rows;
   const float* packed_a;         ///< [k block][row panel][k][mr]
   const float* packed_low_rank;  ///< [row panel][rank][mr]
+  const GemmProblem& p = job.p;
+  const KernelTable& table = job.table;
+  Index rank = job.rank, k_first = job.k_first, k_last = job.k_last, depth = job.depth;
 
-  void operator()(Index slice) const {
+  void multiply(Index slice) const {
     const Index mr = table.tile_rows, nr = table.tile_columns;
-    const Index n0 = slice * panels_per_slice * nr;
-    const Index n1 = std::min(p.n, n0 + panels_per_slice * nr);
+    const Index n0 = slice * job.panels_per_slice * nr;
+    const Index n1 = std::min(p.n, n0 + job.panels_per_slice * nr);
     const Index panels = ceil_div(n1 - n0, nr);
     const Index row_panels = ceil_div(rows, mr);
     const bool wide = p.c_type != DType::kF32;
     const Index width = panels * nr;
     // 16-bit results are summed in float and rounded once.
     float* sums = wide ? scratch(ScratchSlot::kRows, row_panels * mr * width) : nullptr;
-    float* panel_memory = scratch(ScratchSlot::kPanel, panels * nr * (kBlockK + rank) + 64);
-    float* low_rank_panels = panel_memory + panels * nr * kBlockK;
+    const Index opening_rank = k_first == 0 ? rank : 0;
+    float* panel = scratch(ScratchSlot::kPanel, nr * (kBlockK + panels * opening_rank) + 64);
+    float* low_rank_panels = panel + nr * kBlockK;
     if (wide) load_sums(n0, n1, width, sums);
-    for (Index j = 0; j < panels && rank > 0; ++j) {
+    for (Index j = 0; j < panels && opening_rank > 0; ++j) {
       pack_low_rank_columns(table, p, n0 + j * nr, std::min(nr, n1 - n0 - j * nr), low_rank_panels + j * nr * rank);
     }
-    const Index k_blocks = std::max<Index>(1, ceil_div(p.k, kBlockK));
-    for (Index block = 0; block < k_blocks; ++block) {
-      const Index k0 = block * kBlockK;
-      const Index kc = std::min(kBlockK, p.k - k0);
-      for (Index j = 0; j < panels && kc > 0; ++j) {
-        pack_b(table, p.b, n0 + j * nr, std::min(nr, n1 - n0 - j * nr), k0, kc, panel_memory + j * nr * kBlockK);
-      }
+    const Index blocks = std::max<Index>(1, ceil_div(k_last - k_first, depth));
+    for (Index block = 0; block < blocks; ++block) {
+      const Index k0 = k_first + block * depth;
+      const Index kc = std::min(depth, k_last - k0);
+      const bool opening = k0 == 0;
       for (Index j = 0; j < panels; ++j) {
+        if (kc > 0) pack_b(table, p.b, n0 + j * nr, std::min(nr, n1 - n0 - j * nr), k0, kc, panel);
         for (Index i = 0; i < row_panels; ++i) {
           TileCall call;
           call.k = kc;
-          call.a = packed_a + row_panels * mr * k0 + i * mr * kc;
-          call.b = panel_memory + j * nr * kBlockK;
-          if (block == 0) open(call, i, j, n0, low_rank_panels);
-          call.load_c = block > 0 || p.accumulate;
+          call.a = packed_a + row_panels * mr * (k0 - k_first) + i * mr * kc;
+          call.b = panel;
+          if (opening) open(call, i, j, n0, low_rank_panels);
+          call.load_c = !opening || p.accumulate;
           if (wide) {
             call.c = sums + i * mr * width + j * nr;
             call.c_stride = width;
-            bias_of(call, block, n0 + j * nr, [&](const TileCall& ready) { table.tile(ready); });
+            bias_of(call, opening, n0 + j * nr, [&](const TileCall& ready) { table.tile(ready); });
           } else {
-            run_float(call, block, i, n0 + j * nr);
+            run_float(call, opening, i, n0 + j * nr);
           }
         }
       }
@@ -165,9 +217,9 @@ struct SliceJob {
 
   /// Calls run with the bias of columns [n, n + nr) in place on the first block, padded where the matrix ends.
   template <class Run>
-  void bias_of(TileCall& call, Index block, Index n, Run&& run) const {
+  void bias_of(TileCall& call, bool opening, Index n, Run&& run) const {
     float padded[kMaxTileColumns];
-    if (block == 0 && p.bias != nullptr) {
+    if (opening && p.bias != nullptr) {
       const Index have = std::min(table.tile_columns, p.n - n);
       if (have == table.tile_columns) {
         call.bias = p.bias + n;
@@ -181,11 +233,11 @@ struct SliceJob {
   }
 
   /// A tile of a float C: in place where it is whole, through a copy at the edges.
-  void run_float(TileCall& call, Index block, Index i, Index n) const {
+  void run_float(TileCall& call, bool opening, Index i, Index n) const {
     const Index mr = table.tile_rows, nr = table.tile_columns;
     const Index have_rows = std::min(mr, rows - i * mr), have_columns = std::min(nr, p.n - n);
     float* c = static_cast<float*>(p.c) + (first_row + i * mr) * p.c_stride + n;
-    bias_of(call, block, n, [&](TileCall& ready) {
+    bias_of(call, opening, n, [&](TileCall& ready) {
       if (have_rows == mr && have_columns == nr) {
         ready.c = c;
         ready.c_stride = p.c_stride;
@@ -204,6 +256,20 @@ struct SliceJob {
     });
   }
 };
+
+inline void GemmJob::operator()(Index task) const {
+  const Index block = task / slices, first_row = block * block_rows;
+  const Index rows = std::min(block_rows, p.m - first_row);
+  const Index packed_rows = ceil_div(rows, table.tile_rows) * table.tile_rows;
+  float* packed_a = scratch(ScratchSlot::kPackedRows, packed_rows * (k_last - k_first) + 64);
+  float* packed_low_rank = scratch(ScratchSlot::kPackedLowRank, packed_rows * rank + 64);
+  static thread_local PackedBlock packed;
+  if (packed.job != id || packed.block != block) {
+    pack_rows(first_row, rows, packed_a, packed_low_rank);
+    packed = {id, block};
+  }
+  RowBlock{*this, first_row, rows, packed_a, packed_low_rank}.multiply(task % slices);
+}
 
 /// Few rows: the weight's rows are read once, straight from their storage.
 inline void thin_gemm(const GemmProblem& p, const KernelTable& table, ExecutorRef executor) {
@@ -259,32 +325,24 @@ inline void gemm(const GemmProblem& p, ExecutorRef executor) {
   const Index mr = table.tile_rows, nr = table.tile_columns;
   const Index rank = detail::total_rank(p);
   const Index panels = detail::ceil_div(p.n, nr);
-  // Enough slices to share out evenly, enough columns in each to read A's panels seldom.
+  // Enough slices to share out evenly, few enough calls.
   const Index per_slice = std::clamp<Index>(panels / 16, 1, 8);
-  for (Index first = 0; first < p.m; first += detail::kBlockRows) {
-    const Index rows = std::min(detail::kBlockRows, p.m - first);
-    const Index row_panels = detail::ceil_div(rows, mr);
-    float* packed_a = scratch(ScratchSlot::kShared, row_panels * mr * p.k + 64);
-    float* packed_low_rank = scratch(ScratchSlot::kSharedLowRank, row_panels * mr * rank + 64);
-    parallel_for(executor, row_panels, [&](Index i) {
-      const Index row = first + i * mr, have = std::min(mr, first + rows - row);
-      for (Index k0 = 0; k0 < p.k; k0 += detail::kBlockK) {
-        const Index kc = std::min(detail::kBlockK, p.k - k0);
-        float* dst = packed_a + row_panels * mr * k0 + i * mr * kc;
-        const Operand& a = p.a;
-        if (a.transposed) {
-          table.pack_straight(detail::element(a.data, k0 * a.stride + row, a.type), a.stride, a.type, have, mr, kc, dst,
-                              mr);
-        } else {
-          table.pack_transposed(detail::element(a.data, row * a.stride + k0, a.type), a.stride, a.type, have, mr, kc,
-                                dst, mr);
-        }
-      }
-      if (rank > 0) detail::pack_low_rank_rows(p, row, have, mr, packed_low_rank + i * mr * rank);
-    });
-    const detail::SliceJob job{p, table, first, rows, rank, per_slice, packed_a, packed_low_rank};
-    parallel_for(executor, detail::ceil_div(panels, per_slice), job);
-  }
+  const Index row_blocks = std::max<Index>(1, (p.m + detail::kBlockRows / 2) / detail::kBlockRows);
+  const Index block_rows = detail::ceil_div(detail::ceil_div(p.m, row_blocks), mr) * mr;
+  const Index slices = detail::ceil_div(panels, per_slice);
+  const Index depth = detail::block_depth(p.k);
+  // 16-bit results are rounded once: their sums may not leave a task, so all of K is one stretch.
+  const bool whole = p.c_type != DType::kF32;
+  const Index stretch = whole ? p.k : std::max<Index>(1, detail::kPackedFloats / (block_rows * depth)) * depth;
+  static std::atomic<std::uint64_t> jobs{0};
+  Index k_first = 0;
+  do {
+    const Index k_last = std::min(p.k, k_first + stretch);
+    const detail::GemmJob job{p,       table,  rank,  block_rows, slices, per_slice,
+                              k_first, k_last, depth, 1 + jobs.fetch_add(1, std::memory_order_relaxed)};
+    parallel_for(executor, detail::ceil_div(p.m, block_rows) * slices, job);
+    k_first = k_last;
+  } while (k_first < p.k);
 }
 
 }  // namespace kernels

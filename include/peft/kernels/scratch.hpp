@@ -1,13 +1,13 @@
 #pragma once
-/// Working memory of the kernels: per thread, grown to the largest need and kept. A slot has one user at a time: the
-/// caller of a product packs into kShared, its tasks (on whichever thread) into the others.
+/// Working memory of the kernels: per thread, grown to the largest need and kept. A slot has one user at a time: kShared
+/// is the caller's of a product, the others are its tasks', on whichever thread.
 
 #include "peft/core/buffer.hpp"
 
 PEFT_BEGIN_NAMESPACE
 namespace kernels {
 
-enum class ScratchSlot : int { kShared, kSharedLowRank, kPanel, kTile, kRows, kCount };
+enum class ScratchSlot : int { kShared, kPackedRows, kPackedLowRank, kPanel, kTile, kRows, kCount };
 
 /// `count` floats of the calling thread's slot; the content is undefined. 64-byte aligned.
 inline float* scratch(ScratchSlot slot, Index count) {

@@ -221,7 +221,9 @@ TEST_CASE("Chunks of rows are even, bounded, and change nothing") {
   using Loss = LinearCrossEntropy<float>;
   CHECK(Loss::chunk_rows(10, 49152) == 10);
   CHECK(Loss::chunk_rows(170, 49152) == 170);
-  CHECK(Loss::chunk_rows(171, 49152) == 86);
+  CHECK(Loss::chunk_rows(213, 49152) == 213);
+  CHECK(Loss::chunk_rows(214, 49152) == 112);  // 107, in whole tiles of 14 rows
+  CHECK(Loss::chunk_rows(512, 49152) == 182);
   CHECK(Loss::chunk_rows(0, 49152) == 1);
   CHECK(Loss::chunk_rows(1000, 1 << 24) == 16);  // not below 16 rows: a product with fewer wastes the weight's read
   for (Index rows = 1; rows < 700; rows += 13) {
@@ -231,7 +233,7 @@ TEST_CASE("Chunks of rows are even, bounded, and change nothing") {
       CHECK(chunk >= 1);
     }
   }
-  // Two chunks of about 100 rows; the double reference has three.
+  // Two chunks of about 150 rows; the double reference has four.
   const Matrix<float> weight = random_matrix<float>(60000, 4, 6, 0.5f);
   const DenseLinear<float> head(weight.clone());
   check_precision<float>(head, weight, 300, 0.01, std::numeric_limits<float>::epsilon());

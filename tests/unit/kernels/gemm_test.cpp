@@ -233,6 +233,13 @@ TEST_CASE("gemm over more rows than one block") {
   check({.m = 1100, .n = 40, .k = 300, .c_type = DType::kF16, .accumulate = true}, 78);
 }
 
+TEST_CASE("gemm over more of K than one stretch of packed rows") {
+  for (const bool transposed : {false, true}) {
+    check({.m = 400, .n = 70, .k = 1500, .a_transposed = transposed, .ranks = {4}, .mask = true, .bias = true}, 79);
+    check({.m = 30, .n = 33, .k = 9000, .b_transposed = transposed, .ranks = {3}, .accumulate = true}, 80);
+  }
+}
+
 TEST_CASE("gemm of nothing touches nothing") {
   GemmProblem p;
   kernels::gemm(p, {});
