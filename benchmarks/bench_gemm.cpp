@@ -5,88 +5,20 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <string>
 #include <vector>
 
+#include "machine_limits.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/core/rng.hpp"
 #include "peft/kernels/gemm.hpp"
 #include "peft/kernels/skinny.hpp"
 
-#if PEFT_X86_64
-#include <immintrin.h>
-#endif
-
 namespace {
 
 using namespace peft;
-
-constexpr int kFmaRounds = 20000;
-constexpr int kFmaChains = 12;  // more than latency × ports of any current core
-
-float fma_rounds_scalar() noexcept {
-  float sums[kFmaChains] = {};
-  for (int i = 0; i < kFmaRounds; ++i) {
-    for (float& sum : sums) sum = sum * 0.5f + 1.0f;
-  }
-  float total = 0;
-  for (float sum : sums) total += sum;
-  return total;
-}
-
-#if PEFT_X86_64
-PEFT_TARGET_BEGIN_AVX2
-float fma_rounds_avx2() noexcept {
-  __m256 sums[kFmaChains];
-  const __m256 half = _mm256_set1_ps(0.5f), one = _mm256_set1_ps(1.0f);
-  for (__m256& sum : sums) sum = one;
-  for (int i = 0; i < kFmaRounds; ++i) {
-    PEFT_UNROLL_PRAGMA(12) for (int c = 0; c < kFmaChains; ++c) sums[c] = _mm256_fmadd_ps(sums[c], half, one);
-  }
-  float total = 0;
-  for (const __m256& sum : sums) total += _mm256_cvtss_f32(sum);
-  return total;
-}
-PEFT_TARGET_END
-PEFT_TARGET_BEGIN_AVX512
-float fma_rounds_avx512() noexcept {
-  __m512 sums[kFmaChains];
-  const __m512 half = _mm512_set1_ps(0.5f), one = _mm512_set1_ps(1.0f);
-  for (__m512& sum : sums) sum = one;
-  for (int i = 0; i < kFmaRounds; ++i) {
-    PEFT_UNROLL_PRAGMA(12) for (int c = 0; c < kFmaChains; ++c) sums[c] = _mm512_fmadd_ps(sums[c], half, one);
-  }
-  float total = 0;
-  for (const __m512& sum : sums) total += _mm512_cvtss_f32(sum);
-  return total;
-}
-PEFT_TARGET_END
-#endif
-
-/// FMA rate of all threads together in GFLOP/s: the best of many short runs.
-double fma_peak() {
-  const ExecutorRef executor = default_executor();
-  const int threads = executor.concurrency();
-  float (*rounds)() noexcept = fma_rounds_scalar;
-  double lanes = 1;
-#if PEFT_X86_64
-  if (kernels::active_isa() == kernels::Isa::kAvx512) rounds = fma_rounds_avx512, lanes = 16;
-  if (kernels::active_isa() == kernels::Isa::kAvx2) rounds = fma_rounds_avx2, lanes = 8;
-#endif
-  constexpr Index kRunsPerThread = 8;
-  std::vector<float> sink(static_cast<std::size_t>(threads * kRunsPerThread));
-  double best = 0;
-  for (int repeat = 0; repeat < 60; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
-    parallel_for(executor, threads * kRunsPerThread, [&](Index i) { sink[static_cast<std::size_t>(i)] = rounds(); });
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    best = std::max(best, 2.0 * lanes * kFmaChains * kFmaRounds * kRunsPerThread * threads / took.count() * 1e-9);
-  }
-  benchmark::DoNotOptimize(sink.data());
-  return best;
-}
+using namespace peft_benchmarks;
 
 double peak = 1;
 
@@ -216,9 +148,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
   }
-  benchmark::AddCustomContext("instruction set", std::string(kernels::name_of(kernels::active_isa())));
-  benchmark::AddCustomContext("threads", std::to_string(default_executor().concurrency()));
-  benchmark::AddCustomContext("FMA peak, GFLOP/s", std::to_string(peak));
+  add_context(peak);
   add_all();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();

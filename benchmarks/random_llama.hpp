@@ -1,0 +1,83 @@
+#pragma once
+/// A Llama of SmolLM2-135M's shape with random weights: what a step or a token costs does not depend on their values.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "hosts/llama.hpp"
+#include "peft/core/rng.hpp"
+#include "peft/lora_config.hpp"
+
+namespace peft_benchmarks {
+
+using peft::Index;
+
+inline peft_examples::LlamaConfig smollm2_135m() {
+  peft_examples::LlamaConfig config;
+  config.vocab_size = 49152;
+  config.hidden_size = 576;
+  config.intermediate_size = 1536;
+  config.num_hidden_layers = 30;
+  config.num_attention_heads = 9;
+  config.num_key_value_heads = 3;
+  config.head_dim = 64;
+  config.max_position_embeddings = 2048;
+  config.rope_theta = 100000.0;
+  return config;
+}
+
+/// Weights uniform in ±0.04, norms one, head tied to the embedding.
+template <peft::Scalar T>
+peft_examples::Llama<T> random_llama(const peft_examples::LlamaConfig& config) {
+  std::uint64_t stream = 0;
+  const auto matrix = [&](Index rows, Index cols) {
+    peft::Philox random(1, stream++);
+    peft::Matrix<T> result(rows, cols);
+    for (T& value : result.flat()) value = T(random.uniform(-0.04f, 0.04f));
+    return result;
+  };
+  const auto ones = [&] {
+    peft::Buffer<peft::Accumulator<T>> result(config.hidden_size);
+    for (auto& value : result) value = 1;
+    return result;
+  };
+  const auto linear = [&](Index out, Index in) {
+    return peft::AnyLinear<T>(peft::DenseLinear<T>(matrix(out, in)));
+  };
+  const Index hidden = config.hidden_size, wide = config.intermediate_size;
+  const Index query = config.num_attention_heads * config.head_dim, key = config.num_key_value_heads * config.head_dim;
+  auto embedding = std::make_shared<const peft::Matrix<T>>(matrix(config.vocab_size, hidden));
+  std::vector<peft_examples::LlamaLayerWeights<T>> layers;
+  for (Index i = 0; i < config.num_hidden_layers; ++i) {
+    layers.push_back({.input_layernorm = ones(),
+                      .post_attention_layernorm = ones(),
+                      .q_proj = linear(query, hidden),
+                      .k_proj = linear(key, hidden),
+                      .v_proj = linear(key, hidden),
+                      .o_proj = linear(hidden, query),
+                      .gate_proj = linear(wide, hidden),
+                      .up_proj = linear(wide, hidden),
+                      .down_proj = linear(hidden, wide)});
+  }
+  peft::DenseLinear<T> head(embedding->view(), embedding);
+  return {config, embedding, std::move(layers), ones(), std::move(head)};
+}
+
+/// r = 8, alpha = 32, dropout 0.05 on q_proj and v_proj, or on all linears.
+inline peft::LoraConfig lora_of(bool all_linears) {
+  peft::LoraConfig config;
+  config.r = 8;
+  config.lora_alpha = 32;
+  config.lora_dropout = 0.05f;
+  if (all_linears) {
+    config.target_modules = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+  } else {
+    config.target_modules = {"q_proj", "v_proj"};
+  }
+  return config;
+}
+
+}  // namespace peft_benchmarks
