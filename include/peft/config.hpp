@@ -81,6 +81,36 @@
 #define PEFT_NOINLINE
 #endif
 
+// The asm statements hold no instruction: they say that a value is read and written where the compiler cannot look, so
+// that it has to exist there, rounded, in its own type (core/rounded.hpp). Volatile, for scalars: not moved out of loops
+// either. A register class per processor; memory where none is known.
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define PEFT_OPAQUE_SCALAR(value) __asm__ volatile("" : "+x"(value))
+#define PEFT_OPAQUE_VECTOR(value) __asm__("" : "+v"(value))
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+#define PEFT_OPAQUE_SCALAR(value) __asm__ volatile("" : "+w"(value))
+#elif defined(__GNUC__) || defined(__clang__)
+#define PEFT_OPAQUE_SCALAR(value) __asm__ volatile("" : "+m"(value))
+#else
+#define PEFT_OPAQUE_SCALAR(value) static_cast<void>(value)
+#endif
+// r = instruction(a, b), in both assembler dialects (-masm=intel turns the order round).
+#if PEFT_X86_64
+#define PEFT_VECTOR_INSTRUCTION(name, r, a, b) __asm__(name "\t{%2, %1, %0|%0, %1, %2}" : "=v"(r) : "v"(a), "v"(b))
+#define PEFT_VECTOR_INSTRUCTION1(name, r, a) __asm__(name "\t{%1, %0|%0, %1}" : "=v"(r) : "v"(a))
+#endif
+// Whether scalar arithmetic as it is written may come out otherwise: contracted, or, with -ffast-math, regrouped.
+#if defined(__FMA__) || defined(__FP_FAST_FMAF)
+#define PEFT_MAY_CONTRACT 1
+#else
+#define PEFT_MAY_CONTRACT 0
+#endif
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__)
+#define PEFT_MAY_REGROUP 1
+#else
+#define PEFT_MAY_REGROUP 0
+#endif
+
 // Where two shared objects of one process both hold the library, each keeps its own pool and dispatch table unless
 // the host asks for one: default visibility merges them, hidden keeps them apart. Either works; nothing is shared
 // across objects except through arguments.

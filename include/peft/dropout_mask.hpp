@@ -4,6 +4,7 @@
 
 #include "peft/core/buffer.hpp"
 #include "peft/core/rng.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/kernels/dropout.hpp"
 #include "peft/kernels/gemm.hpp"
 
@@ -33,7 +34,7 @@ class DropoutMask {
     parallel_for_ranges(executor, rows, kRows, [&](Index first, Index last) {
       for (Index i = first; i < last; ++i) kernels::dropout_row(key_, i, cols, p, scratch.data() + i * stride);
     });
-    return {scratch.data(), stride, static_cast<float>(1.0 / (1.0 - static_cast<double>(p)))};
+    return {scratch.data(), stride, static_cast<float>(quotient(1.0, 1.0 - static_cast<double>(p)))};
   }
 
  private:

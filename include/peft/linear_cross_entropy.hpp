@@ -14,6 +14,7 @@
 
 #include "peft/core/buffer.hpp"
 #include "peft/core/parallel.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/error.hpp"
 #include "peft/linear.hpp"
 #include "peft/loss_sum.hpp"
@@ -101,7 +102,7 @@ class LinearCrossEntropy {
       const bool want_grad = d_hidden.data != nullptr;
       ops::cross_entropy<A>(logits, {labels_.data() + first, count}, static_cast<A>(grad_scale), want_grad, losses,
                             correct, executor);
-      for (const double loss : losses) sum.loss += loss;
+      for (const double loss : losses) sum.loss = rounded(sum.loss + loss);
       for (const std::uint8_t hit : correct) sum.correct += hit != 0 ? 1 : 0;
       if (want_grad) compute_d_hidden(head, logits, rows, d_hidden, executor);
     }

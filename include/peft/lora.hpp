@@ -14,6 +14,7 @@
 #include "peft/core/buffer.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/core/rng.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/dropout_mask.hpp"
 #include "peft/error.hpp"
 #include "peft/lora_config.hpp"
@@ -66,7 +67,7 @@ class Lora {
   void reset(const LoraConfig& config, std::uint64_t seed, std::uint64_t stream = 0) {
     Philox random(seed, stream);
     const auto uniform = [&random](Matrix<accumulator_type>& matrix) {
-      const float bound = 1.0f / std::sqrt(static_cast<float>(matrix.cols()));
+      const float bound = quotient(1.0f, root(static_cast<float>(matrix.cols())));
       for (accumulator_type& value : matrix.flat()) value = random.uniform(-bound, bound);
     };
     b_.fill_zero();

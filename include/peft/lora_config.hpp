@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "peft/core/rounded.hpp"
 #include "peft/core/scalar.hpp"
 #include "peft/error.hpp"
 #include "peft/module_selector.hpp"
@@ -126,7 +127,7 @@ struct LoraConfig {
 
 /// The scale of an update of rank r: alpha/r, or alpha/√r where rank-stabilised.
 inline double lora_scaling(double alpha, Index r, bool use_rslora) noexcept {
-  return alpha / (use_rslora ? std::sqrt(static_cast<double>(r)) : static_cast<double>(r));
+  return quotient(alpha, use_rslora ? root(static_cast<double>(r)) : static_cast<double>(r));
 }
 
 PEFT_END_NAMESPACE

@@ -1,6 +1,7 @@
 #pragma once
 /// What a loss comes back as: sums over label tokens, from which means are taken once, at the end.
 
+#include "peft/core/rounded.hpp"
 #include "peft/core/scalar.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -12,7 +13,7 @@ struct LossSum {
   Index correct = 0;  ///< label tokens whose target has the largest logit
 
   /// Mean cross-entropy over the label tokens; 0 where there are none.
-  double mean() const noexcept { return tokens > 0 ? loss / static_cast<double>(tokens) : 0.0; }
+  double mean() const noexcept { return tokens > 0 ? quotient(loss, static_cast<double>(tokens)) : 0.0; }
   LossSum& operator+=(const LossSum& other) noexcept {
     loss += other.loss;
     tokens += other.tokens;

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "peft/core/rounded.hpp"
 #include "peft/core/scalar.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -51,11 +52,11 @@ class Philox {
     const std::uint64_t low = next_u32() >> 6;
     return static_cast<double>((high << 26) | low) * 0x1p-53;
   }
-  float uniform(float low, float high) noexcept { return low + (high - low) * uniform(); }
+  float uniform(float low, float high) noexcept { return low + rounded((high - low) * uniform()); }
   /// Standard normal (Box–Muller; one of the pair is used, so that a position fixes the value).
   float normal() noexcept {
-    const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform_double()));
-    return static_cast<float>(radius * std::cos(6.283185307179586476925 * uniform_double()));
+    const double radius = root(-2.0 * std::log(1.0 - uniform_double()));
+    return static_cast<float>(radius * std::cos(rounded(6.283185307179586476925 * uniform_double())));
   }
   /// In [0, bound), unbiased (rejection); bound > 0.
   std::uint32_t below(std::uint32_t bound) noexcept {

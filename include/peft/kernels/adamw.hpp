@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "peft/core/executor.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/kernels/kernel_table.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -35,10 +36,10 @@ inline void adamw_step(Index n, float* param, const float* grad, float* m, float
                            static_cast<float>(1.0 - step.beta1),
                            static_cast<float>(step.beta2),
                            static_cast<float>(1.0 - step.beta2),
-                           static_cast<float>(step.lr / step.bias_correction1),
-                           static_cast<float>(1.0 / std::sqrt(step.bias_correction2)),
+                           static_cast<float>(quotient(step.lr, step.bias_correction1)),
+                           static_cast<float>(1.0 / root(step.bias_correction2)),
                            static_cast<float>(step.eps),
-                           static_cast<float>(1.0 - step.lr * step.weight_decay),
+                           static_cast<float>(1.0 - rounded(step.lr * step.weight_decay)),
                            static_cast<float>(step.grad_scale)};
   parallel_for_ranges(executor, n, kAdamWRun, [&](Index first, Index last) {
     t.adamw(last - first, param + first, grad + first, m + first, v + first, floats);

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "peft/core/rounded.hpp"
 #include "peft/kernels/gemm.hpp"
 #include "peft/kernels/kernel_table.hpp"
 #include "peft/kernels/scratch.hpp"
@@ -294,10 +295,10 @@ inline void thin_gemm(const GemmProblem& p, const KernelTable& table, ExecutorRe
         for (Index j = 0; j < count; ++j) {
           float sum = 0.0f;
           for (Index q = 0; q < term.rank; ++q) {
-            sum += s[q] * (term.l_transposed ? term.l[(first + j) * term.l_stride + q]
-                                             : term.l[q * term.l_stride + first + j]);
+            sum = rounded(sum + rounded(s[q] * (term.l_transposed ? term.l[(first + j) * term.l_stride + q]
+                                                                  : term.l[q * term.l_stride + first + j])));
           }
-          row[j] += term.scale * sum;
+          row[j] += rounded(term.scale * sum);
         }
       }
       for (Index j = 0; j < count && p.bias != nullptr; ++j) row[j] += p.bias[first + j];

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "peft/core/executor.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/kernels/gemm.hpp"
 #include "peft/kernels/kernel_table.hpp"
 #include "peft/kernels/scratch.hpp"
@@ -57,7 +58,10 @@ inline void skinny_nt(Index m, Index k, Index r, const void* x, Index x_stride, 
       t.dots(left, left_stride, rows, a, a_stride, DType::kF32, r, k, dots, r);
       for (Index row = 0; row < rows; ++row) {
         float* out = s + (i + row) * s_stride;
-        for (Index q = 0; q < r; ++q) out[q] = scale * dots[row * r + q] + (accumulate ? out[q] : 0.0f);
+        for (Index q = 0; q < r; ++q) {
+          const float term = rounded(scale * dots[row * r + q]);
+          out[q] = accumulate ? out[q] + term : term;
+        }
       }
     }
   });
@@ -114,7 +118,7 @@ inline void skinny_tn_t(Index m, Index n, Index r, const void* dy, Index dy_stri
                           [&](Index first, Index count, const float* sums) {
                             for (Index j = 0; j < count; ++j) {
                               float* row = g + (first + j) * g_stride;
-                              for (Index q = 0; q < r; ++q) row[q] += scale * sums[q * count + j];
+                              for (Index q = 0; q < r; ++q) row[q] += rounded(scale * sums[q * count + j]);
                             }
                           });
 }

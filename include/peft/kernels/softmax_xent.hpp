@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "peft/core/executor.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/kernels/kernel_table.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -30,7 +31,7 @@ inline void cross_entropy_rows(Index rows, Index vocab, float* logits, Index str
     const float largest = t.max(vocab, z);
     const float of_target = z[target];
     const double sum = t.sum_exp(vocab, z, largest);
-    const double log_sum = static_cast<double>(largest) + std::log(sum);
+    const double log_sum = rounded(static_cast<double>(largest) + std::log(sum));
     loss_per_row[i] = log_sum - static_cast<double>(of_target);
     if (correct != nullptr) {
       Index first = 0;
@@ -39,7 +40,7 @@ inline void cross_entropy_rows(Index rows, Index vocab, float* logits, Index str
     }
     if (want_grad) {
       t.exp_sum(vocab, z, largest, z);
-      t.scale(vocab, static_cast<float>(static_cast<double>(grad_scale) / sum), z);
+      t.scale(vocab, static_cast<float>(quotient(static_cast<double>(grad_scale), sum)), z);
       z[target] -= grad_scale;
     }
   });

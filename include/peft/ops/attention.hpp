@@ -12,6 +12,7 @@
 #include <span>
 
 #include "peft/core/parallel.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/ops/attention_reference.hpp"
 #include "peft/ops/attention_types.hpp"
 #include "peft/ops/rows.hpp"
@@ -105,8 +106,8 @@ void forward_head(const kernels::KernelTable& t, MatrixView<const T> q, const At
         const float largest = t.max(own, row);
         const float sum = t.exp_sum(own, row, largest, row);
         std::fill(row + own, row + seen, 0.0f);
-        inverse[i] = 1.0f / sum;
-        if (log_sum_exp.data != nullptr) log_sum_exp(s.query_first + first + i, h) = largest + std::log(sum);
+        inverse[i] = quotient(1.0f, sum);
+        if (log_sum_exp.data != nullptr) log_sum_exp(s.query_first + first + i, h) = rounded(largest + std::log(sum));
       }
       t.outer_update(seen, rows, d, scores, 1, keys, v.data, v.stride, sums, d);
       for (Index i = 0; i < rows; ++i) {

@@ -7,10 +7,20 @@
 
 #include "peft/core/parallel.hpp"
 #include "peft/core/accumulate.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/ops/rows.hpp"
 
 PEFT_BEGIN_NAMESPACE
 namespace ops {
+namespace detail {
+
+/// 1/√(squares/count + eps), each step rounded.
+template <class A>
+A inverse_root(A squares, A count, A eps) noexcept {
+  return quotient(A(1), root(rounded(quotient(squares, count) + eps)));
+}
+
+}  // namespace detail
 
 /// y is overwritten and may be x. Throws ShapeError.
 template <Scalar T>
@@ -32,7 +42,7 @@ void rms_norm_forward(MatrixView<const T> x, VectorView<const Accumulator<T>> we
       float* memory = kernels::scratch(kernels::ScratchSlot::kRows, 2 * n);
       for (Index i = first; i < last; ++i) {
         const float* row = detail::as_float<T>(t, x.row(i), n, memory);
-        const float root = 1.0f / std::sqrt(t.dot(n, row, row) / static_cast<float>(n) + eps);
+        const float root = detail::inverse_root(t.dot(n, row, row), static_cast<float>(n), eps);
         float* out = detail::float_target<T>(y.row(i), memory + n);
         t.scale_by(n, row, weight.data, root, out);
         detail::store_row<T>(t, y.row(i), n, out);
@@ -57,9 +67,11 @@ void rms_norm_backward(MatrixView<const T> dy, MatrixView<const T> x, VectorView
   if (!dweight.empty()) {  // before dx, which may overwrite dy
     for (Index i = 0; i < x.rows; ++i) {
       A squares = 0;
-      for (Index j = 0; j < n; ++j) squares += static_cast<A>(x(i, j)) * static_cast<A>(x(i, j));
-      const A root = A(1) / std::sqrt(squares / count + static_cast<A>(eps));
-      for (Index j = 0; j < n; ++j) dweight[j] += static_cast<A>(dy(i, j)) * static_cast<A>(x(i, j)) * root;
+      for (Index j = 0; j < n; ++j) squares = rounded(squares + rounded(static_cast<A>(x(i, j)) * static_cast<A>(x(i, j))));
+      const A root = detail::inverse_root(squares, count, static_cast<A>(eps));
+      for (Index j = 0; j < n; ++j) {
+        dweight[j] += rounded(rounded(static_cast<A>(dy(i, j)) * static_cast<A>(x(i, j))) * root);
+      }
     }
   }
   if constexpr (std::same_as<T, double>) {
@@ -83,8 +95,9 @@ void rms_norm_backward(MatrixView<const T> dy, MatrixView<const T> x, VectorView
       for (Index i = first; i < last; ++i) {
         const float* row = detail::as_float<T>(t, x.row(i), n, memory);
         const float* upper = detail::as_float<T>(t, dy.row(i), n, memory + n);
-        const float root = 1.0f / std::sqrt(t.dot(n, row, row) / count + eps);
-        const float shift = root * root * root * t.dot3(n, upper, weight.data, row) / count;
+        const float root = detail::inverse_root(t.dot(n, row, row), count, eps);
+        const float cube = rounded(rounded(root * root) * root);
+        const float shift = quotient(rounded(cube * t.dot3(n, upper, weight.data, row)), count);
         float* out = detail::float_target<T>(dx.row(i), memory + 2 * n);
         if (detail::Half<T> && mode == Accumulate::kAdd) detail::as_float<T>(t, dx.row(i), n, out);
         t.norm_backward(n, upper, weight.data, row, root, shift, mode == Accumulate::kAdd, out);

@@ -9,6 +9,7 @@
 
 #include "peft/core/buffer.hpp"
 #include "peft/core/parallel.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/ops/rows.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -26,10 +27,10 @@ class RopeTable {
     if (head_dim <= 0 || head_dim % 2 != 0) fail<ShapeError>("RopeTable: head_dim is {}; expected an even number", head_dim);
     const Index half = head_dim / 2;
     for (Index j = 0; j < half; ++j) {
-      const A power = static_cast<A>(2 * j) / static_cast<A>(head_dim);
-      const A frequency = A(1) / std::pow(static_cast<A>(theta), power);
+      const A power = quotient(static_cast<A>(2 * j), static_cast<A>(head_dim));
+      const A frequency = quotient(A(1), std::pow(rounded(static_cast<A>(theta)), power));
       for (Index p = 0; p < max_positions; ++p) {
-        const A angle = static_cast<A>(p) * frequency;
+        const A angle = rounded(static_cast<A>(p) * frequency);
         cosine_(p, j) = std::cos(angle);
         sine_(p, j) = std::sin(angle);
       }

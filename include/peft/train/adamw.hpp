@@ -16,6 +16,7 @@
 
 #include "peft/core/buffer.hpp"
 #include "peft/core/executor.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/error.hpp"
 #include "peft/kernels/adamw.hpp"
 #include "peft/parameter.hpp"
@@ -67,7 +68,7 @@ class AdamW {
   template <class Model>
   void step(Model& model, double learning_rate, double grad_scale = 1.0, ExecutorRef executor = {}) {
     const bool first = moments_.empty();
-    const auto t = static_cast<double>(steps_ + 1);
+    const double t = rounded(static_cast<double>(steps_ + 1));  // else -ffast-math makes a power of integers of it
     kernels::AdamWStep update;
     update.lr = learning_rate;
     update.beta1 = config_.beta1;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "peft/core/executor.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/core/view.hpp"
 #include "peft/kernels/adamw.hpp"
 #include "peft/kernels/kernel_table.hpp"
@@ -46,14 +47,14 @@ double gradient_norm(Model& model, ExecutorRef executor = {}) {
     squares[static_cast<std::size_t>(i)] = detail::squared_norm(grads[static_cast<std::size_t>(i)]);
   });
   double sum = 0.0;
-  for (const double square : squares) sum += square;
-  return std::sqrt(sum);
+  for (const double square : squares) sum = rounded(sum + square);
+  return root(sum);
 }
 
 /// The factor that brings gradients of norm `norm` to at most `max_norm`; 1 where max_norm is not above 0: no clipping.
 inline double clip_coefficient(double norm, double max_norm) noexcept {
   if (!(max_norm > 0.0)) return 1.0;
-  const double coefficient = max_norm / (norm + 1e-6);
+  const double coefficient = quotient(max_norm, norm + 1e-6);
   return coefficient < 1.0 ? coefficient : 1.0;
 }
 

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "peft/core/rounded.hpp"
 #include "peft/core/scalar.hpp"
 #include "peft/error.hpp"
 
@@ -58,7 +59,7 @@ class LearningRateSchedule {
       : type_(type), learning_rate_(learning_rate), steps_(steps), warmup_(warmup_steps) {}
 
   /// The rate of optimizer step `step`, counted from 0.
-  double at(Index step) const noexcept { return learning_rate_ * factor(step); }
+  double at(Index step) const noexcept { return learning_rate_ * rounded(factor(step)); }
 
   /// f(step), by which the configured rate is multiplied.
   double factor(Index step) const noexcept {
@@ -69,7 +70,7 @@ class LearningRateSchedule {
         return std::max(0.0, ratio(steps_ - step, steps_ - warmup_));
       case SchedulerType::kCosine: {
         constexpr double kPi = 3.14159265358979323846;
-        return std::max(0.0, 0.5 * (1.0 + std::cos(kPi * ratio(step - warmup_, steps_ - warmup_))));
+        return std::max(0.0, 0.5 * (1.0 + rounded(std::cos(rounded(kPi * ratio(step - warmup_, steps_ - warmup_))))));
       }
       default:
         return 1.0;
@@ -78,7 +79,7 @@ class LearningRateSchedule {
 
  private:
   static double ratio(Index part, Index whole) noexcept {
-    return static_cast<double>(part) / static_cast<double>(std::max<Index>(1, whole));
+    return quotient(static_cast<double>(part), static_cast<double>(std::max<Index>(1, whole)));
   }
 
   SchedulerType type_;

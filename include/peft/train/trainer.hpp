@@ -21,6 +21,7 @@
 
 #include "peft/core/buffer.hpp"
 #include "peft/core/parallel.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/error.hpp"
 #include "peft/train/adamw.hpp"
 #include "peft/train/clip.hpp"
@@ -155,7 +156,7 @@ class Trainer {
     Index labels = 0;
     for (const Index record : records) labels += training_.label_tokens(record);
     const double loss_scale = config_.fp16 ? scaler_.scale() : 1.0;
-    const double grad_scale = labels > 0 ? loss_scale / static_cast<double>(labels) : 0.0;
+    const double grad_scale = labels > 0 ? quotient(loss_scale, static_cast<double>(labels)) : 0.0;
     zero_gradients();
     LossSum sum;
     Index tokens = 0;
@@ -175,7 +176,7 @@ class Trainer {
       fail<ShapeError>("Trainer: the model summed the losses of {} label tokens in step {}; expected {}", sum.tokens,
                        step + 1, labels);
     }
-    const double norm = gradient_norm(model_, executor_) / loss_scale;
+    const double norm = quotient(gradient_norm(model_, executor_), loss_scale);
     const double rate = config_.schedule(training_.records()).at(optimizer_.steps());
     const bool updated = update(sum, norm, rate, loss_scale);
 
@@ -184,7 +185,7 @@ class Trainer {
     progress_.tokens += tokens;
     if (is_finite(sum.loss)) {
       progress_.label_tokens += labels;
-      progress_.loss_sum += sum.loss;
+      progress_.loss_sum = rounded(progress_.loss_sum + sum.loss);
     }
     progress_.train_seconds += seconds;
     seconds_of_run_ += seconds;
@@ -204,7 +205,7 @@ class Trainer {
     if (!finite && (!config_.fp16 || loss_scale * 0.5 < kLeastLossScale)) fail_on_numbers(sum, norm, loss_scale);
     if (config_.fp16) scaler_.update(!finite);
     if (!finite || sum.tokens == 0) return false;
-    optimizer_.step(model_, rate, clip_coefficient(norm, config_.max_grad_norm) / loss_scale, executor_);
+    optimizer_.step(model_, rate, quotient(clip_coefficient(norm, config_.max_grad_norm), loss_scale), executor_);
     if (const std::optional<std::string> name = first_non_finite(model_, false)) {
       fail<NumericError>("Trainer: parameter {} is not finite after step {} (learning rate {}, gradient norm {}); what "
                          "was saved before stays; lower the learning rate",

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "peft/config.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/core/scalar.hpp"
 #include "peft/kernels/kernel_types.hpp"
 
@@ -54,30 +55,59 @@ PEFT_ALWAYS_INLINE void vstore_f16(std::uint16_t* p, V v) noexcept {
 }
 PEFT_ALWAYS_INLINE V vset1(float x) noexcept { return _mm512_set1_ps(x); }
 PEFT_ALWAYS_INLINE V vfma(V a, V b, V c) noexcept { return _mm512_fmadd_ps(a, b, c); }
-PEFT_ALWAYS_INLINE V vadd(V a, V b) noexcept { return _mm512_add_ps(a, b); }
-PEFT_ALWAYS_INLINE V vsub(V a, V b) noexcept { return _mm512_sub_ps(a, b); }
-PEFT_ALWAYS_INLINE V vmul(V a, V b) noexcept { return _mm512_mul_ps(a, b); }
-PEFT_ALWAYS_INLINE V vdiv(V a, V b) noexcept { return _mm512_div_ps(a, b); }
-PEFT_ALWAYS_INLINE V vsqrt(V a) noexcept { return _mm512_maskz_sqrt_ps(kAll, a); }
-PEFT_ALWAYS_INLINE V vmin(V a, V b) noexcept { return _mm512_maskz_min_ps(kAll, a, b); }
-PEFT_ALWAYS_INLINE V vmax(V a, V b) noexcept { return _mm512_maskz_max_ps(kAll, a, b); }
+
+// Compilers see plain arithmetic in these intrinsics: they contract it (g++ does by default), regroup it, and with
+// -ffast-math take estimates for quotients and roots and lose NaN in minima. So sums and products are made opaque, and
+// the others are named as instructions: the same bits from every compiler with every flag. vfma is one instruction
+// already.
+PEFT_ALWAYS_INLINE V vopaque(V v) noexcept {
+  PEFT_OPAQUE_VECTOR(v);
+  return v;
+}
+PEFT_ALWAYS_INLINE V vadd(V a, V b) noexcept { return vopaque(_mm512_add_ps(a, b)); }
+PEFT_ALWAYS_INLINE V vsub(V a, V b) noexcept { return vopaque(_mm512_sub_ps(a, b)); }
+PEFT_ALWAYS_INLINE V vmul(V a, V b) noexcept { return vopaque(_mm512_mul_ps(a, b)); }
+PEFT_ALWAYS_INLINE V vdiv(V a, V b) noexcept {
+  V r;
+  PEFT_VECTOR_INSTRUCTION("vdivps", r, a, b);
+  return r;
+}
+PEFT_ALWAYS_INLINE V vmin(V a, V b) noexcept {
+  V r;
+  PEFT_VECTOR_INSTRUCTION("vminps", r, a, b);
+  return r;
+}
+PEFT_ALWAYS_INLINE V vmax(V a, V b) noexcept {
+  V r;
+  PEFT_VECTOR_INSTRUCTION("vmaxps", r, a, b);
+  return r;
+}
+PEFT_ALWAYS_INLINE V vsqrt(V a) noexcept {
+  V r;
+  PEFT_VECTOR_INSTRUCTION1("vsqrtps", r, a);
+  return r;
+}
 PEFT_ALWAYS_INLINE V vround(V a) noexcept {
   return _mm512_maskz_roundscale_ps(kAll, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 PEFT_ALWAYS_INLINE V vpow2(V n) noexcept {
   return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(kAll, _mm512_add_epi32(_mm512_maskz_cvtps_epi32(kAll, n), _mm512_set1_epi32(127)), 23));
 }
-PEFT_ALWAYS_INLINE V vzero_below(V x, float bound, V v) noexcept {
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_NLT_UQ), v);
+PEFT_ALWAYS_INLINE V vzero_where(V x, float equal, V v) noexcept {
+  return _mm512_maskz_mov_ps(_mm512_cmpneq_epi32_mask(_mm512_castps_si512(x), _mm512_castps_si512(_mm512_set1_ps(equal))),
+                             v);
 }
 PEFT_ALWAYS_INLINE __m256 lower_half(V a) noexcept { return _mm512_maskz_extractf32x8_ps(kAll8, a, 0); }
 PEFT_ALWAYS_INLINE __m256 upper_half(V a) noexcept { return _mm512_maskz_extractf32x8_ps(kAll8, a, 1); }
 PEFT_ALWAYS_INLINE float vsum(V a) noexcept {
   const __m256 low = lower_half(a);
   const __m256 high = upper_half(a);
-  const __m256 eight = _mm256_add_ps(low, high);
+  __m256 eight = _mm256_add_ps(low, high);
+  PEFT_OPAQUE_VECTOR(eight);
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  PEFT_OPAQUE_VECTOR(s);
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  PEFT_OPAQUE_VECTOR(s);
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 PEFT_ALWAYS_INLINE float vlargest(V a) noexcept {

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "peft/config.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/core/scalar.hpp"
 #include "peft/kernels/kernel_types.hpp"
 
@@ -37,25 +38,39 @@ PEFT_ALWAYS_INLINE V vload_f16(const std::uint16_t* p) noexcept {
 PEFT_ALWAYS_INLINE void vstore_bf16(std::uint16_t* p, V v) noexcept { *p = bf16(v).bits; }
 PEFT_ALWAYS_INLINE void vstore_f16(std::uint16_t* p, V v) noexcept { *p = f16(v).bits; }
 PEFT_ALWAYS_INLINE V vset1(float x) noexcept { return x; }
-PEFT_ALWAYS_INLINE V vfma(V a, V b, V c) noexcept { return a * b + c; }
-PEFT_ALWAYS_INLINE V vadd(V a, V b) noexcept { return a + b; }
-PEFT_ALWAYS_INLINE V vsub(V a, V b) noexcept { return a - b; }
-PEFT_ALWAYS_INLINE V vmul(V a, V b) noexcept { return a * b; }
-PEFT_ALWAYS_INLINE V vdiv(V a, V b) noexcept { return a / b; }
-PEFT_ALWAYS_INLINE V vsqrt(V a) noexcept { return std::sqrt(a); }
-// Both give b where a number is NaN, as the vector instructions do.
-PEFT_ALWAYS_INLINE V vmin(V a, V b) noexcept { return a < b ? a : b; }
-PEFT_ALWAYS_INLINE V vmax(V a, V b) noexcept { return a > b ? a : b; }
+// rounded() where the compiler could do otherwise; without it loops over these are vectorised.
+PEFT_ALWAYS_INLINE V product(V p) noexcept { return PEFT_MAY_CONTRACT || PEFT_MAY_REGROUP ? rounded(p) : p; }
+PEFT_ALWAYS_INLINE V total(V s) noexcept { return PEFT_MAY_REGROUP ? rounded(s) : s; }
+PEFT_ALWAYS_INLINE V vadd(V a, V b) noexcept { return total(a + b); }
+PEFT_ALWAYS_INLINE V vsub(V a, V b) noexcept { return total(a - b); }
+PEFT_ALWAYS_INLINE V vmul(V a, V b) noexcept { return product(a * b); }
+/// One rounding where every processor of the kind has the instruction, two on x86-64, whatever the flags.
+PEFT_ALWAYS_INLINE V vfma(V a, V b, V c) noexcept {
+#if defined(__FP_FAST_FMAF) && !defined(__x86_64__)
+  return total(__builtin_fmaf(a, b, c));
+#else
+  return vadd(vmul(a, b), c);
+#endif
+}
+PEFT_ALWAYS_INLINE V vdiv(V a, V b) noexcept { return PEFT_MAY_REGROUP ? quotient(a, b) : a / b; }
+PEFT_ALWAYS_INLINE V vsqrt(V a) noexcept { return PEFT_MAY_REGROUP ? root(a) : std::sqrt(a); }
+PEFT_ALWAYS_INLINE bool is_nan(V a) noexcept { return (std::bit_cast<std::uint32_t>(a) & 0x7FFFFFFFu) > 0x7F800000u; }
+// Both give b where a number is NaN, as the vector instructions do; a comparison alone would not under -ffast-math.
+PEFT_ALWAYS_INLINE V vmin(V a, V b) noexcept { return !is_nan(a) && !is_nan(b) && a < b ? a : b; }
+PEFT_ALWAYS_INLINE V vmax(V a, V b) noexcept { return !is_nan(a) && !is_nan(b) && a > b ? a : b; }
 PEFT_ALWAYS_INLINE V vround(V a) noexcept { return std::nearbyint(a); }
 PEFT_ALWAYS_INLINE V vpow2(V n) noexcept {
   return std::bit_cast<float>(static_cast<std::uint32_t>(static_cast<std::int32_t>(n) + 127) << 23);
 }
-/// x < bound ? 0 : v
-PEFT_ALWAYS_INLINE V vzero_below(V x, float bound, V v) noexcept { return x < bound ? 0.0f : v; }
+/// 0 where x has the bits of `equal`, else v.
+PEFT_ALWAYS_INLINE V vzero_where(V x, float equal, V v) noexcept {
+  return std::bit_cast<std::uint32_t>(x) == std::bit_cast<std::uint32_t>(equal) ? 0.0f : v;
+}
 PEFT_ALWAYS_INLINE float vsum(V a) noexcept { return a; }
 PEFT_ALWAYS_INLINE float vlargest(V a) noexcept { return a; }
 PEFT_ALWAYS_INLINE void vsum_squares(V a, double* lanes) noexcept {
-  lanes[0] += static_cast<double>(a) * static_cast<double>(a);
+  // The product of two floats is exact in double.
+  lanes[0] = rounded(lanes[0] + static_cast<double>(a) * static_cast<double>(a));
 }
 PEFT_ALWAYS_INLINE bool vany_non_finite(V a) noexcept { return !is_finite(a); }
 PEFT_ALWAYS_INLINE V vmask(const std::uint8_t* bits, Index column, Index columns, float scale) noexcept {
