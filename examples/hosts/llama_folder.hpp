@@ -167,7 +167,8 @@ inline ModelSource open_model_folder(const std::filesystem::path& folder) {
   source.where = "model folder " + folder.string();
   const peft::Json json = read_json(folder / "config.json");
   source.config = read_llama_config(JsonFields(json, (folder / "config.json").string()));
-  for (const peft::TensorRef& tensor : peft::SafetensorsFile::open_folder(folder).tensors()) {
+  const auto file = peft::SafetensorsFile::open_folder(folder);
+  for (const peft::TensorRef& tensor : file.tensors()) {
     // Old checkpoints carry the frequencies along; they follow from the configuration.
     if (tensor.name.ends_with(".rotary_emb.inv_freq")) continue;
     source.tensors.emplace(tensor.name, tensor);
