@@ -211,7 +211,7 @@ config = Llama(vocab_size=64, **sizes, head_dim=8, **rope(**yarn))
 model, _ = make("yarn", config, untied)
 to_gguf("yarn", model, lambda writer, size: writer.add_tokenizer_model("no_vocab"))
 make("yarn_factor", Llama(vocab_size=64, **sizes, head_dim=8, **rope(**yarn, attention_factor=0.8, beta_fast=3.0, beta_slow=0.5)), config)
-make("yarn_mscale", Llama(vocab_size=64, **sizes, head_dim=8, **rope(**yarn, mscale=0.7, mscale_all_dim=3.0, truncate=False, beta_fast=2.0)), config)
+make("yarn_mscale", Llama(vocab_size=64, **sizes, head_dim=8, **rope(**yarn, mscale=0.7, mscale_all_dim=3.0, truncate=False, beta_fast=2.0, beta_slow=0.3)), config)
 
 make("mistral", Mistral(vocab_size=64, **sizes, head_dim=4, **rope(), sliding_window=TOKENS, tie_word_embeddings=False))
 
