@@ -2,7 +2,7 @@
 # peft_setup PACKAGE...   installs the missing ones where it may (root, or sudo without a password); otherwise prints
 #                         the exact command and stops. Sets CXX to a compiler that is new enough.
 
-peft_base_packages="g++ cmake ninja-build pkg-config libeigen3-dev libfmt-dev nlohmann-json3-dev libcli11-dev libpcre2-dev"
+peft_base_packages="g++ cmake ninja-build pkg-config libeigen3-dev libfmt-dev nlohmann-json3-dev libcli11-dev libpcre2-dev libutf8proc-dev"
 
 peft_setup() {
   local missing="" package
@@ -18,7 +18,7 @@ peft_setup() {
       command -v "$package" >/dev/null 2>&1 || missing="$missing $package"
     done
     if [ -n "$missing" ]; then
-      echo "This is no Debian or Ubuntu; please install:$missing, and g++ 12 or clang 14, Eigen 3.4, fmt, nlohmann-json, CLI11, PCRE2 (8 bit), Catch2." >&2
+      echo "This is no Debian or Ubuntu; please install:$missing, and g++ 12 or clang 14, Eigen 3.4, fmt, nlohmann-json, CLI11, PCRE2 (8 bit), utf8proc, Catch2." >&2
       return 1
     fi
   fi

@@ -37,7 +37,7 @@ int run_generate(const GenerateCommandOptions& options) {
     text = prompt_template.prompt({options.prompt, options.input, "", {}, 0});
     stop_token = prompt_template.stop_token();
   }
-  const std::vector<std::vector<std::int32_t>> prompts{session.tokenizer().encode(text)};
+  const std::vector<std::vector<std::int32_t>> prompts{session.encode_prompt(text)};
   GenerateOptions settings = options.generate;
   settings.stop_ids = session.stop_ids(stop_token);
 

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "cli/command.hpp"
-#include "hosts/gguf_vocabulary.hpp"
-#include "hosts/llama_gguf.hpp"
+#include "hosts/open_model.hpp"
+#include "hosts/open_tokenizer.hpp"
 #include "peft/checkpoint/peft_directory.hpp"
 #include "peft/checkpoint/train_state.hpp"
 #include "peft/data/instruction_jsonl.hpp"
@@ -104,7 +104,7 @@ void inspect_gguf(const fs::path& path, Findings& findings) {
     findings.facts["metadata"] = metadata;
     list_tensors(file.tensors(), findings);
     findings.attempt([&] { read_llama_config(file); });
-    findings.attempt([&] { BpeTokenizer tokenizer(read_bpe_vocabulary(file)); });
+    findings.attempt([&] { BpeTokenizer tokenizer(read_tokenizer(file)); });
   });
 }
 

@@ -69,8 +69,8 @@ int run_merge(const MergeOptions& options) {
   add_vector("model.norm", model.final_norm());
   if (!model.is_tied()) add_matrix("lm_head", model.head().weight());
   for (Index i = 0; i < model.config().num_hidden_layers; ++i) {
-    add_vector(fmt::format("model.layers.{}.input_layernorm", i), model.input_norm(i));
-    add_vector(fmt::format("model.layers.{}.post_attention_layernorm", i), model.post_norm(i));
+    add_vector(fmt::format("model.layers.{}.input_layernorm", i), model.layer(i).input_norm.view());
+    add_vector(fmt::format("model.layers.{}.post_attention_layernorm", i), model.layer(i).post_norm.view());
   }
   for (const auto* site : session.sites()) {
     changed += site->merge_terms(model.selection()).empty() ? 0 : 1;

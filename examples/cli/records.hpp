@@ -21,7 +21,8 @@ peft::InstructionData tokenize_records(const Session<T>& session, const std::str
                                        const peft::PromptTemplate& prompt_template, Index max_length, Progress& progress) {
   session.require_template(prompt_template);
   const auto encode = [&](std::string_view text) { return session.tokenizer().encode(text); };
-  peft::InstructionData data(records, prompt_template, encode, max_length, session.tokenizer().eos());
+  peft::InstructionData data(records, prompt_template, encode, max_length, session.tokenizer().eos(),
+                             session.tokenizer().spec().prefix);
   if (data.cut_records() > 0) {
     progress.line(fmt::format("{}: {} of {} records are longer than --max-length {} and cut on the right", path,
                               data.cut_records(), data.records(), max_length));

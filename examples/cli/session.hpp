@@ -13,13 +13,13 @@
 #include <vector>
 
 #include "hosts/bpe_tokenizer.hpp"
-#include "hosts/gguf_vocabulary.hpp"
 #include "hosts/llama.hpp"
-#include "hosts/llama_gguf.hpp"
+#include "hosts/llama_loader.hpp"
+#include "hosts/open_model.hpp"
+#include "hosts/open_tokenizer.hpp"
 #include "peft/adapter_registry.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/data/prompt_template.hpp"
-#include "peft/io/gguf.hpp"
 #include "peft/pipeline/registry_loader.hpp"
 
 namespace peft_examples {
@@ -32,7 +32,9 @@ struct ModelOptions {
   int threads = 0;  ///< 0: the processors that this process may run on
 
   void add_to(CLI::App& command, bool with_adapter) {
-    command.add_option("--model", model, "GGUF file of the base model")->required()->check(CLI::ExistingFile);
+    command.add_option("--model", model, "GGUF file or Hugging Face folder of the base model")
+        ->required()
+        ->check(CLI::ExistingPath);
     if (with_adapter) {
       command.add_option("--adapter", adapter, "folder of a PEFT adapter")->check(CLI::ExistingDirectory);
     }
@@ -71,7 +73,12 @@ template <Scalar T>
 class Session {
  public:
   /// Throws IoError, FormatError, ConfigError, ShapeError.
-  explicit Session(const ModelOptions& options) : Session(options, peft::GgufFile::open(options.model)) {}
+  explicit Session(const ModelOptions& options)
+      : tokenizer_(open_tokenizer(options.model)), model_(load_llama<T>(open_model(options.model))), sites_(model_.sites()) {
+    if (options.adapter.empty()) return;
+    peft::load_adapter(registry_, options.adapter, "default", sites());
+    use("default");
+  }
 
   const BpeTokenizer& tokenizer() const noexcept { return tokenizer_; }
   Llama<T>& model() noexcept { return model_; }
@@ -92,10 +99,17 @@ class Session {
                                   prompt_template.name(), prompt_template.stop_token());
   }
 
-  /// The ids before any of which an answer ends: the template's own, the tokenizer's end of text.
+  /// The ids of a text that stands at the beginning: behind the tokenizer's beginning of text, where it has one.
+  std::vector<std::int32_t> encode_prompt(std::string_view text) const {
+    std::vector<std::int32_t> ids = tokenizer_.spec().prefix;
+    const std::vector<std::int32_t> inner = tokenizer_.encode(text);
+    ids.insert(ids.end(), inner.begin(), inner.end());
+    return ids;
+  }
+
+  /// The ids before any of which an answer ends: the template's own, the tokenizer's ends of text.
   std::vector<std::int32_t> stop_ids(std::string_view stop_token) const {
-    std::vector<std::int32_t> ids;
-    if (tokenizer_.eos() >= 0) ids.push_back(tokenizer_.eos());
+    std::vector<std::int32_t> ids = tokenizer_.spec().stops;
     for (const std::string_view text : {stop_token, std::string_view("<|endoftext|>")}) {
       if (const std::int32_t id = text.empty() ? -1 : tokenizer_.id_of(text); id >= 0) ids.push_back(id);
     }
@@ -103,13 +117,6 @@ class Session {
   }
 
  private:
-  Session(const ModelOptions& options, const peft::GgufFile& file)
-      : tokenizer_(read_bpe_vocabulary(file)), model_(load_llama<T>(file)), sites_(model_.sites()) {
-    if (options.adapter.empty()) return;
-    peft::load_adapter(registry_, options.adapter, "default", sites());
-    use("default");
-  }
-
   BpeTokenizer tokenizer_;
   Llama<T> model_;
   std::vector<AdaptedLinear<T>*> sites_;

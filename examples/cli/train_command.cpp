@@ -73,7 +73,10 @@ peft::LoraConfig lora_config(const TrainOptions& options) {
     config.use_rslora = options.use_rslora;
     config.task_type = "CAUSAL_LM";
   }
-  if (!config.base_model_name_or_path) config.base_model_name_or_path = fs::path(options.model.model).filename().string();
+  if (!config.base_model_name_or_path) {
+    const fs::path model = fs::path(options.model.model).lexically_normal();
+    config.base_model_name_or_path = (model.has_filename() ? model : model.parent_path()).filename().string();
+  }
   config.validate();
   return config;
 }
@@ -91,6 +94,22 @@ std::string file_fingerprint(const std::string& path) {
     }
   }
   return fmt::format("{} bytes, {:016x}", bytes.size(), hash);
+}
+
+/// The same for a model: a GGUF, or a folder's config.json and weights.
+std::string model_fingerprint(const std::string& path) {
+  if (!fs::is_directory(path)) return file_fingerprint(path);
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(path)) {
+    const fs::path& file = entry.path();
+    if (file.extension() == ".safetensors" || file.filename() == "config.json") names.push_back(file.filename().string());
+  }
+  std::sort(names.begin(), names.end());
+  std::string result;
+  for (const std::string& name : names) {
+    result += fmt::format("{}{}: {}", result.empty() ? "" : "; ", name, file_fingerprint(fs::path(path) / name));
+  }
+  return result;
 }
 
 /// A run that stands in `folder` already is moved aside, not overwritten. Returns where to; empty: there was none.
@@ -138,7 +157,7 @@ class TrainRun {
 
     peft::TrainerCheckpointing<T> checkpointing(
         adapter, {options_.out, fmt::format("Loss of {}", fs::path(options_.data).filename().string()),
-                  {{"model", file_fingerprint(options_.model.model)}, {"dtype", options_.model.dtype}}});
+                  {{"model", model_fingerprint(options_.model.model)}, {"dtype", options_.model.dtype}}});
     peft::TrainerConfig trainer_config = options_.trainer;
     trainer_config.fp16 = std::is_same_v<T, peft::f16>;
     peft::Trainer<Llama<T>, peft::InstructionData> trainer(session_.model(), trainer_config, training_,

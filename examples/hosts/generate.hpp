@@ -76,7 +76,7 @@ std::vector<std::vector<std::int32_t>> generate(
     Llama<T>& model, std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
     Index batch_size = 8, const std::function<bool(std::size_t, std::int32_t)>& on_token = {}) {
   options.validate();
-  const Index context = model.config().max_position_embeddings;
+  const Index context = model.config().context();
   std::vector<std::vector<std::int32_t>> results(prompts.size());
   struct Running {
     std::size_t prompt;

@@ -1,8 +1,10 @@
 #pragma once
-/// A Llama host: RMSNorm, rotary embedding, grouped-query attention, SwiGLU, tied or untied head. Wiring only; every
-/// piece comes from the library's public headers, and every linear is a peft::AdaptedLinear under Hugging Face's path.
+/// A Llama host: RMSNorm, rotary embedding, grouped-query attention, SwiGLU, tied or untied head; with biases or norms of
+/// q and k where the model has them. Wiring only; every piece comes from the library's public headers, and every linear is
+/// a peft::AdaptedLinear under Hugging Face's path.
 ///
 /// Per layer, x [tokens, hidden]:   a = attention(rope(q), rope(k), v),  q, k, v from rms_norm(x)
+///                                  (Qwen 3: rope(rms_norm(q)), rope(rms_norm(k)), each head by itself)
 ///                                  m = x + o(a),   x' = m + down(silu(gate) ∘ up),  gate, up from rms_norm(m)
 /// Training keeps x, q, k, v, a, m, gate, up and log-sum-exp per layer; norms and the SwiGLU product are made again.
 
@@ -14,6 +16,8 @@
 
 #include "hosts/kv_cache.hpp"
 #include "hosts/llama_config.hpp"
+#include "hosts/llama_layer.hpp"
+#include "hosts/llama_rope.hpp"
 #include "hosts/llama_weights.hpp"
 #include "hosts/names.hpp"
 #include "peft/adapted_linear.hpp"
@@ -37,16 +41,17 @@ class Llama {
   using A = Accumulator<T>;
   using accumulator_type = A;
   using Linear = AdaptedLinear<T>;
+  using Layer = LlamaLayer<T>;
 
   /// embedding [vocab, hidden]; head: lm_head [vocab, hidden], or the embedding again where the model ties them.
   /// Throws ConfigError, ShapeError.
-  Llama(LlamaConfig config, std::shared_ptr<const Matrix<T>> embedding, std::vector<LlamaLayerWeights<T>> layers,
-        Buffer<A> final_norm, peft::DenseLinear<T> head)
-      : config_(config),
+  Llama(LlamaConfig config, SharedMatrix<T> embedding, std::vector<LlamaLayerWeights<T>> layers, Buffer<A> final_norm,
+        peft::DenseLinear<T> head)
+      : config_(std::move(config)),
         embedding_(std::move(embedding)),
         final_norm_(std::move(final_norm)),
         head_(std::move(head)),
-        rope_(config.max_position_embeddings, config.head_dim, config.rope_theta) {
+        rope_(config_) {
     config_.validate();
     layers_.reserve(layers.size());
     for (auto& weights : layers) {
@@ -66,19 +71,20 @@ class Llama {
   }
   /// Parameters of the base model; a tied head counts once.
   Index parameter_count() const {
-    Index count = embedding_->size() + final_norm_.size();
+    Index count = embedding_.view.rows * embedding_.view.cols + final_norm_.size();
     if (!is_tied()) count += head_.in_features() * head_.out_features();
     for (const Layer& layer : layers_) {
-      count += layer.input_norm.size() + layer.post_norm.size();
-      for (const Linear* linear : layer.linears()) count += linear->in_features() * linear->out_features();
+      count += layer.input_norm.size() + layer.post_norm.size() + layer.q_norm.size() + layer.k_norm.size();
+      for (const Linear* linear : layer.linears()) {
+        count += linear->in_features() * linear->out_features() + Layer::bias_of(*linear).size;
+      }
     }
     return count;
   }
-  bool is_tied() const noexcept { return head_.weight().data == embedding_->data(); }
-  MatrixView<const T> embedding() const noexcept { return *embedding_; }
+  bool is_tied() const noexcept { return head_.weight().data == embedding_.view.data; }
+  MatrixView<const T> embedding() const noexcept { return embedding_.view; }
   VectorView<const A> final_norm() const noexcept { return final_norm_.view(); }
-  VectorView<const A> input_norm(Index layer) const { return layers_[static_cast<std::size_t>(layer)].input_norm.view(); }
-  VectorView<const A> post_norm(Index layer) const { return layers_[static_cast<std::size_t>(layer)].post_norm.view(); }
+  const Layer& layer(Index i) const { return layers_[static_cast<std::size_t>(i)]; }
   const peft::DenseLinear<T>& head() const noexcept { return head_; }
   void set_executor(ExecutorRef executor) noexcept { executor_ = executor; }
 
@@ -132,17 +138,18 @@ class Llama {
     }
     if (row != tokens) peft::fail<peft::ShapeError>("Llama::infer: {} ids; expected {}, the sum of counts", tokens, row);
     Saved& s = scratch_;
-    resize(s, tokens);
+    s.resize(config_, tokens);
     Matrix<T>& x = scratch_in_;
     x.resize_discard(tokens, config_.hidden_size);
     normed_.resize_discard(tokens, config_.hidden_size);
-    peft::ops::embedding_forward<T, T>(ids, *embedding_, x, executor_);
+    peft::ops::embedding_forward<T, T>(ids, embedding_.view, x, executor_);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
       const Layer& layer = layers_[l];
       norm(x, layer.input_norm);
       layer.q.forward(normed(), s.q, selection_, executor_);
       layer.k.forward(normed(), s.k, selection_, executor_);
       layer.v.forward(normed(), s.v, selection_, executor_);
+      if (config_.qk_norm) norm_heads(layer, s.q, s.k, s.q, s.k);
       rotate(s.q, s.k);
       segments_.clear();
       row = 0;
@@ -184,30 +191,7 @@ class Llama {
   }
 
  private:
-  struct Layer {
-    Layer(const std::string& path, LlamaLayerWeights<T> w)
-        : input_norm(std::move(w.input_layernorm)),
-          post_norm(std::move(w.post_attention_layernorm)),
-          q(path + "self_attn.q_proj", std::move(w.q_proj)),
-          k(path + "self_attn.k_proj", std::move(w.k_proj)),
-          v(path + "self_attn.v_proj", std::move(w.v_proj)),
-          o(path + "self_attn.o_proj", std::move(w.o_proj)),
-          gate(path + "mlp.gate_proj", std::move(w.gate_proj)),
-          up(path + "mlp.up_proj", std::move(w.up_proj)),
-          down(path + "mlp.down_proj", std::move(w.down_proj)) {}
-    std::vector<Linear*> linears() { return {&q, &k, &v, &o, &gate, &up, &down}; }
-    std::vector<const Linear*> linears() const { return {&q, &k, &v, &o, &gate, &up, &down}; }
-
-    Buffer<A> input_norm, post_norm;
-    Linear q, k, v, o, gate, up, down;
-  };
-
-  /// What one layer keeps for backward.
-  struct Saved {
-    Matrix<T> q, k, v, a, m, gate, up;
-    Matrix<A> log_sum_exp;
-    typename Linear::Saved of_q, of_k, of_v, of_o, of_gate, of_up, of_down;
-  };
+  using Saved = LlamaSaved<T>;
 
   MatrixView<const T> normed() const noexcept { return normed_; }
   peft::ops::AttentionShape shape() const noexcept {
@@ -220,22 +204,27 @@ class Llama {
   void norm(const Matrix<T>& x, const Buffer<A>& weight) {
     peft::ops::rms_norm_forward<T>(x, weight.view(), config_.rms_norm_eps, normed_, executor_);
   }
+  /// The heads of all tokens as rows [tokens × heads, head_dim].
+  template <class Values>
+  auto heads(Values& values) const {
+    const auto view = values.view();
+    return decltype(view)(view.data, view.rows * (view.cols / config_.head_dim), config_.head_dim);
+  }
+  void norm_heads(const Layer& layer, const Matrix<T>& q, const Matrix<T>& k, Matrix<T>& normed_q, Matrix<T>& normed_k) {
+    const float eps = config_.rms_norm_eps;
+    peft::ops::rms_norm_forward<T>(heads(q), layer.q_norm.view(), eps, heads(normed_q), executor_);
+    peft::ops::rms_norm_forward<T>(heads(k), layer.k_norm.view(), eps, heads(normed_k), executor_);
+  }
+  /// d holds the gradient of the normed heads and receives that of x.
+  void norm_heads_backward(Matrix<T>& d, const Matrix<T>& x, const Buffer<A>& weight) {
+    peft::ops::rms_norm_backward<T>(heads(std::as_const(d)), heads(x), weight.view(), config_.rms_norm_eps,
+                                    Accumulate::kOverwrite, heads(d), {}, executor_);
+  }
   void rotate(Matrix<T>& q, Matrix<T>& k) {
     const VectorView<const std::int32_t> at{positions_.data(), static_cast<Index>(positions_.size())};
-    peft::ops::rope_forward<T>(q, at, config_.head_dim, rope_, executor_);
-    peft::ops::rope_forward<T>(k, at, config_.head_dim, rope_, executor_);
-  }
-  void resize(Saved& s, Index tokens) {
-    const Index query = config_.num_attention_heads * config_.head_dim;
-    const Index key = config_.num_key_value_heads * config_.head_dim;
-    s.q.resize_discard(tokens, query);
-    s.k.resize_discard(tokens, key);
-    s.v.resize_discard(tokens, key);
-    s.a.resize_discard(tokens, query);
-    s.m.resize_discard(tokens, config_.hidden_size);
-    s.gate.resize_discard(tokens, config_.intermediate_size);
-    s.up.resize_discard(tokens, config_.intermediate_size);
-    s.log_sum_exp.resize_discard(tokens, config_.num_attention_heads);
+    const auto& table = rope_.table(positions_);
+    peft::ops::rope_forward<T>(q, at, config_.head_dim, table, executor_);
+    peft::ops::rope_forward<T>(k, at, config_.head_dim, table, executor_);
   }
   void write_logits(const Matrix<T>& x, MatrixView<A> out) {
     normed_.resize_discard(x.rows(), config_.hidden_size);
@@ -274,17 +263,18 @@ class Llama {
     for (auto& x : layers_in_) x.resize_discard(tokens, config_.hidden_size);
     normed_.resize_discard(tokens, config_.hidden_size);
     product_.resize_discard(tokens, config_.intermediate_size);
-    peft::ops::embedding_forward<T, T>({batch.ids.data(), tokens}, *embedding_, layers_in_[0], executor_);
+    peft::ops::embedding_forward<T, T>({batch.ids.data(), tokens}, embedding_.view, layers_in_[0], executor_);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const Layer& layer = layers_[i];
       Saved& s = saved_[i];
       const Matrix<T>& x = layers_in_[i];
       Matrix<T>& next = layers_in_[i + 1];
-      resize(s, tokens);
+      s.resize(config_, tokens);
       norm(x, layer.input_norm);
-      layer.q.forward(normed(), s.q, s.of_q, context, executor_);
-      layer.k.forward(normed(), s.k, s.of_k, context, executor_);
+      layer.q.forward(normed(), config_.qk_norm ? s.unnormed_q : s.q, s.of_q, context, executor_);
+      layer.k.forward(normed(), config_.qk_norm ? s.unnormed_k : s.k, s.of_k, context, executor_);
       layer.v.forward(normed(), s.v, s.of_v, context, executor_);
+      if (config_.qk_norm) norm_heads(layer, s.unnormed_q, s.unnormed_k, s.q, s.k);
       rotate(s.q, s.k);
       segments_of(batch, s);
       peft::ops::attention_forward<T>(s.q, segments_, shape(), s.a, s.log_sum_exp, executor_);
@@ -336,8 +326,13 @@ class Llama {
     peft::ops::attention_backward<T>(std::as_const(d_attention_).view(), s.q, s.a, s.log_sum_exp, segments_, shape(),
                                      d_attention_, grad_segments_, executor_);
     const VectorView<const std::int32_t> positions{positions_.data(), tokens};
-    peft::ops::rope_backward<T>(d_attention_, positions, config_.head_dim, rope_, executor_);
-    peft::ops::rope_backward<T>(d_keys_, positions, config_.head_dim, rope_, executor_);
+    const auto& table = rope_.table(positions_);
+    peft::ops::rope_backward<T>(d_attention_, positions, config_.head_dim, table, executor_);
+    peft::ops::rope_backward<T>(d_keys_, positions, config_.head_dim, table, executor_);
+    if (config_.qk_norm) {
+      norm_heads_backward(d_attention_, s.unnormed_q, layer.q_norm);
+      norm_heads_backward(d_keys_, s.unnormed_k, layer.k_norm);
+    }
     norm(x, layer.input_norm);
     const MatrixView<T> input = want_input ? branch_.view() : MatrixView<T>();
     layer.q.backward(std::as_const(d_attention_).view(), normed(), s.of_q, input, Accumulate::kOverwrite, context, executor_);
@@ -356,31 +351,19 @@ class Llama {
       }
     };
     const LlamaConfig& c = config_;
-    const Index query = c.num_attention_heads * c.head_dim, key = c.num_key_value_heads * c.head_dim;
-    expect("embed_tokens", embedding_->rows(), embedding_->cols(), c.vocab_size, c.hidden_size);
+    expect("embed_tokens", embedding_.view.rows, embedding_.view.cols, c.vocab_size, c.hidden_size);
     expect("lm_head", head_.out_features(), head_.in_features(), c.vocab_size, c.hidden_size);
     expect("norm", 1, final_norm_.size(), 1, c.hidden_size);
     expect("the list of layers", static_cast<Index>(layers_.size()), 1, c.num_hidden_layers, 1);
-    for (const Layer& layer : layers_) {
-      const std::pair<Index, Index> shapes[7] = {{query, c.hidden_size}, {key, c.hidden_size}, {key, c.hidden_size},
-                                                 {c.hidden_size, query}, {c.intermediate_size, c.hidden_size},
-                                                 {c.intermediate_size, c.hidden_size}, {c.hidden_size, c.intermediate_size}};
-      const auto linears = layer.linears();
-      for (std::size_t i = 0; i < 7; ++i) {
-        expect(linears[i]->name(), linears[i]->out_features(), linears[i]->in_features(), shapes[i].first,
-               shapes[i].second);
-      }
-      expect("input_layernorm", 1, layer.input_norm.size(), 1, c.hidden_size);
-      expect("post_attention_layernorm", 1, layer.post_norm.size(), 1, c.hidden_size);
-    }
+    for (const Layer& layer : layers_) layer.check(c);
   }
 
   LlamaConfig config_;
-  std::shared_ptr<const Matrix<T>> embedding_;
+  SharedMatrix<T> embedding_;
   std::vector<Layer> layers_;
   Buffer<A> final_norm_;
   peft::DenseLinear<T> head_;
-  peft::ops::RopeTable<A> rope_;
+  LlamaRope<A> rope_;
   peft::Selection<T> selection_;
   ExecutorRef executor_ = peft::default_executor();
   // Memory that is kept from step to step.

@@ -1,16 +1,34 @@
 #pragma once
-/// The weights of a Llama layer as a loader hands them over.
+/// The weights of a Llama as a loader hands them over.
+
+#include <memory>
+#include <utility>
 
 #include "hosts/names.hpp"
 #include "peft/any_linear.hpp"
 
 namespace peft_examples {
 
-/// Norms are vectors [hidden]; each linear's weight is [out, in].
+/// Norms are vectors [hidden]; q_norm and k_norm [head_dim], or empty where the model has none; each linear's weight is
+/// [out, in].
 template <Scalar T>
 struct LlamaLayerWeights {
   Buffer<Accumulator<T>> input_layernorm, post_attention_layernorm;
   peft::AnyLinear<T> q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+  Buffer<Accumulator<T>> q_norm = {}, k_norm = {};
+};
+
+/// A matrix in memory that `owner` keeps: its own, or a mapped file's.
+template <Scalar T>
+struct SharedMatrix {
+  SharedMatrix() = default;
+  SharedMatrix(MatrixView<const T> values, std::shared_ptr<const void> keep_alive)
+      : view(values), owner(std::move(keep_alive)) {}
+  SharedMatrix(std::shared_ptr<const Matrix<T>> matrix)  // NOLINT(google-explicit-constructor)
+      : view(matrix->view()), owner(std::move(matrix)) {}
+
+  MatrixView<const T> view;
+  std::shared_ptr<const void> owner;
 };
 
 }  // namespace peft_examples

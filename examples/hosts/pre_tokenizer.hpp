@@ -1,138 +1,140 @@
 #pragma once
-/// How a byte-level BPE tokenizer cuts text into words before merging: by a regular expression per model family, as the
-/// GGUF's `tokenizer.ggml.pre` names it. PCRE2 matches, on characters and their Unicode properties.
+/// How a tokenizer cuts a normalized text into the words within which pieces merge: step by step, as Hugging Face's
+/// pre-tokenizers do.
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
-#include <cstdint>
-#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
-#include "peft/error.hpp"
+#include "hosts/regex.hpp"
+#include "hosts/tokenizer_spec.hpp"
+#include "hosts/utf8.hpp"
 
 namespace peft_examples {
 
-/// Cuts text into words. Known names: smollm, gpt-2, llama-3, qwen2 (and llama.cpp's aliases of them).
+/// GPT-2: contractions; letters, numbers or others with one space before them; white space, of which the last character
+/// belongs to the word that follows.
+inline constexpr std::string_view kGpt2Pattern =
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+
 class PreTokenizer {
  public:
-  /// Throws ConfigError for another name.
-  explicit PreTokenizer(std::string_view name) {
-    // GPT-2: contractions; letters, numbers or others with one space before them; white space, of which the last
-    // character belongs to the word that follows.
-    const char* gpt2 =
-        "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-    const char* pattern = nullptr;
-    if (name == "gpt-2" || name == "gpt2") {
-      pattern = gpt2;
-    } else if (name == "smollm") {
-      pattern = gpt2;
-      single_digits_ = true;
-    } else if (name == "llama-3" || name == "llama3" || name == "llama-bpe") {
-      pattern =
-          "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-          "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-    } else if (name == "qwen2") {
-      pattern =
-          "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-          "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-    } else {
-      peft::fail<peft::ConfigError>(
-          "tokenizer: the pre-tokenizer \"{}\" is not known; known are smollm, gpt-2, llama-3 and qwen2", name);
-    }
-    code_ = compile(pattern);
-    if (single_digits_) digit_ = compile("\\p{N}");
-  }
-
-  /// The words of `text`, which together are the text. Bytes that are not UTF-8 stand alone, a word each.
-  std::vector<std::string_view> split(std::string_view text) const {
-    std::vector<std::string_view> words;
-    std::size_t begin = 0;
-    while (begin < text.size()) {
-      const std::size_t valid = valid_prefix(text.substr(begin));
-      if (valid > 0) split_valid(text.substr(begin, valid), words);
-      begin += valid;
-      if (begin < text.size()) words.push_back(text.substr(begin++, 1));
-    }
-    return words;
-  }
-
- private:
-  struct Free {
-    void operator()(pcre2_code* code) const noexcept { pcre2_code_free(code); }
-    void operator()(pcre2_match_data* data) const noexcept { pcre2_match_data_free(data); }
-  };
-  using Code = std::unique_ptr<pcre2_code, Free>;
-
-  static Code compile(const char* pattern) {
-    int error = 0;
-    PCRE2_SIZE place = 0;
-    Code code(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern), PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP, &error,
-                            &place, nullptr));
-    if (code == nullptr) {
-      peft::fail<peft::ConfigError>("tokenizer: PCRE2 refuses the pattern {} at {} (error {})", pattern, place, error);
-    }
-    pcre2_jit_compile(code.get(), PCRE2_JIT_COMPLETE);  // where it cannot, matching is interpreted
-    return code;
-  }
-
-  /// Bytes at the start of `text` that are well-formed UTF-8.
-  static std::size_t valid_prefix(std::string_view text) noexcept {
-    std::size_t i = 0;
-    while (i < text.size()) {
-      const auto c = static_cast<unsigned char>(text[i]);
-      const std::size_t length = c < 0x80 ? 1 : c >= 0xC2 && c < 0xE0 ? 2 : c >= 0xE0 && c < 0xF0 ? 3
-                                 : c >= 0xF0 && c < 0xF5 ? 4 : 0;
-      if (length == 0 || i + length > text.size()) return i;
-      for (std::size_t j = 1; j < length; ++j) {
-        if ((static_cast<unsigned char>(text[i + j]) & 0xC0) != 0x80) return i;
+  PreTokenizer() = default;
+  /// Throws ConfigError for a pattern that cannot be used, or a step that puts something before the text and is not the
+  /// first.
+  explicit PreTokenizer(const std::vector<PreTokenizerStep>& steps) {
+    using Kind = PreTokenizerStep::Kind;
+    for (const PreTokenizerStep& step : steps) {
+      const bool puts_before = step.kind == Kind::kMetaspace || (step.kind == Kind::kByteLevel && step.add_prefix_space);
+      if (puts_before && !steps_.empty()) {
+        peft::fail<peft::ConfigError>("tokenizer: a pre-tokenizer that adds a space before the text stands behind others; "
+                                      "expected it in front");
       }
-      const auto second = length > 1 ? static_cast<unsigned char>(text[i + 1]) : 0u;
-      if ((c == 0xE0 && second < 0xA0) || (c == 0xED && second > 0x9F) || (c == 0xF0 && second < 0x90) ||
-          (c == 0xF4 && second > 0x8F)) {
-        return i;
-      }
-      i += length;
+      std::optional<Regex> regex;
+      if (step.kind == Kind::kSplit) regex.emplace(step.pattern, step.is_literal);
+      if (step.kind == Kind::kDigits) regex.emplace(step.individual_digits ? "\\p{N}" : "\\p{N}+");
+      if (step.kind == Kind::kByteLevel && step.use_regex) regex.emplace(kGpt2Pattern);
+      if (step.kind == Kind::kMetaspace && step.split) regex.emplace(kMetaspace, true);
+      steps_.push_back({step, std::move(regex)});
     }
-    return i;
   }
 
-  /// Calls run(piece, matched) for the matches and for what lies between them.
+  /// Calls run(word) for every word of `text`. `is_first`: it stands at the very front. Bytes that are not UTF-8 stand
+  /// alone, a word each.
   template <class Run>
-  static void for_each_match(const Code& code, std::string_view text, Run&& run) {
-    const std::unique_ptr<pcre2_match_data, Free> data(pcre2_match_data_create_from_pattern(code.get(), nullptr));
-    std::size_t begin = 0;
-    while (begin < text.size()) {
-      const int found = pcre2_match(code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), begin,
-                                    PCRE2_NO_UTF_CHECK, data.get(), nullptr);
-      if (found < 0) break;
-      const PCRE2_SIZE* place = pcre2_get_ovector_pointer(data.get());
-      if (place[1] <= place[0]) break;
-      if (place[0] > begin) run(text.substr(begin, place[0] - begin), false);
-      run(text.substr(place[0], place[1] - place[0]), true);
-      begin = place[1];
-    }
-    if (begin < text.size()) run(text.substr(begin), false);
-  }
-
-  void split_valid(std::string_view text, std::vector<std::string_view>& words) const {
-    const auto by_pattern = [&](std::string_view part) {
-      for_each_match(code_, part, [&](std::string_view word, bool) { words.push_back(word); });
-    };
-    if (!single_digits_) return by_pattern(text);
-    for_each_match(digit_, text, [&](std::string_view part, bool is_digit) {
-      if (is_digit) {
-        words.push_back(part);
+  void split(std::string text, bool is_first, Run&& run) const {
+    if (!steps_.empty()) put_before(steps_.front().step, text, is_first);
+    for_each_valid_part(text, [&](std::string_view part, bool is_valid) {
+      if (is_valid) {
+        split_from(0, part, run);
       } else {
-        by_pattern(part);
+        run(part);
       }
     });
   }
 
-  Code code_, digit_;
-  bool single_digits_ = false;
+ private:
+  struct Compiled {
+    PreTokenizerStep step;
+    std::optional<Regex> regex;
+  };
+  struct Piece {
+    std::string_view text;
+    bool is_match;
+  };
+
+  static void put_before(const PreTokenizerStep& step, std::string& text, bool is_first) {
+    if (step.kind == PreTokenizerStep::Kind::kByteLevel) {
+      if (step.add_prefix_space && !text.starts_with(' ')) text.insert(0, " ");
+      return;
+    }
+    if (step.kind != PreTokenizerStep::Kind::kMetaspace || text.empty()) return;
+    for (std::size_t i = 0; (i = text.find(' ', i)) != std::string::npos;) text.replace(i, 1, kMetaspace);
+    const bool wanted = step.prepend == PreTokenizerStep::Prepend::kAlways ||
+                        (step.prepend == PreTokenizerStep::Prepend::kFirst && is_first);
+    if (wanted && !text.starts_with(kMetaspace)) text.insert(0, kMetaspace);
+  }
+
+  template <class Run>
+  void split_from(std::size_t index, std::string_view text, Run&& run) const {
+    if (text.empty()) return;
+    while (index < steps_.size() && !steps_[index].regex) ++index;
+    if (index == steps_.size()) return run(text);
+    std::vector<Piece> pieces;
+    const PreTokenizerStep& step = steps_[index].step;
+    steps_[index].regex->for_each_piece(text, [&](std::string_view piece, bool is_match) {
+      pieces.push_back({piece, is_match != step.invert});
+    });
+    for (const Piece& piece : joined(std::move(pieces), behavior_of(step))) split_from(index + 1, piece.text, run);
+  }
+
+  static PreTokenizerStep::Behavior behavior_of(const PreTokenizerStep& step) noexcept {
+    // The space stands in front of its word.
+    if (step.kind == PreTokenizerStep::Kind::kMetaspace) return PreTokenizerStep::Behavior::kMergedWithNext;
+    return step.kind == PreTokenizerStep::Kind::kSplit ? step.behavior : PreTokenizerStep::Behavior::kIsolated;
+  }
+
+  /// What becomes of the matches; pieces stand one behind the other in one text.
+  static std::vector<Piece> joined(std::vector<Piece> pieces, PreTokenizerStep::Behavior behavior) {
+    using Behavior = PreTokenizerStep::Behavior;
+    if (behavior == Behavior::kIsolated) return pieces;
+    std::vector<Piece> result;
+    const auto extend = [](Piece& left, const Piece& right) {
+      left.text = {left.text.data(), left.text.size() + right.text.size()};
+    };
+    if (behavior == Behavior::kMergedWithNext) {
+      // From the back: a match joins what follows it, unless that is a match that has joined nothing.
+      bool next_is_match = false;
+      for (std::size_t i = pieces.size(); i-- > 0;) {
+        if (pieces[i].is_match && !next_is_match && !result.empty()) {
+          extend(pieces[i], result.back());
+          result.back() = pieces[i];
+        } else {
+          result.push_back(pieces[i]);
+        }
+        next_is_match = pieces[i].is_match;
+      }
+      return {result.rbegin(), result.rend()};
+    }
+    bool previous_is_match = false;
+    for (const Piece& piece : pieces) {
+      const bool joins = behavior == Behavior::kMergedWithPrevious ? piece.is_match && !previous_is_match
+                         : behavior == Behavior::kContiguous       ? piece.is_match == previous_is_match
+                                                                   : false;
+      if (behavior == Behavior::kRemoved && piece.is_match) continue;
+      if (joins && !result.empty()) {
+        extend(result.back(), piece);
+      } else {
+        result.push_back(piece);
+      }
+      previous_is_match = piece.is_match;
+    }
+    return result;
+  }
+
+  std::vector<Compiled> steps_;
 };
 
 }  // namespace peft_examples

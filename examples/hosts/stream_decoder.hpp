@@ -10,11 +10,19 @@ namespace peft_examples {
 
 class StreamDecoder {
  public:
-  explicit StreamDecoder(const BpeTokenizer& tokenizer) noexcept : tokenizer_(tokenizer) {}
+  explicit StreamDecoder(const BpeTokenizer& tokenizer) noexcept
+      : tokenizer_(tokenizer), strip_left_(tokenizer.spec().strip_left) {}
 
   /// The characters that `id` completes. Throws ConfigError for an id outside the vocabulary.
   std::string push(std::int32_t id) {
     waiting_ += tokenizer_.bytes_of(id);
+    for (; strip_left_ > 0 && !waiting_.empty(); --strip_left_) {  // as decode() does at the front of a text
+      if (waiting_.front() != ' ') {
+        strip_left_ = 0;
+        break;
+      }
+      waiting_.erase(0, 1);
+    }
     const std::size_t whole = waiting_.size() - unfinished(waiting_);
     std::string text = waiting_.substr(0, whole);
     waiting_.erase(0, whole);
@@ -40,6 +48,7 @@ class StreamDecoder {
   }
 
   const BpeTokenizer& tokenizer_;
+  int strip_left_;
   std::string waiting_;
 };
 

@@ -22,14 +22,17 @@ struct TokenizedRecord {
 class InstructionData {
  public:
   /// tokenize(std::string_view) -> std::vector<std::int32_t>, without special tokens of its own. `eos`: id that ends a
-  /// completion where the template asks for one; -1: none. Throws ConfigError for max_length below 2.
+  /// completion where the template asks for one; -1: none. `prefix`: ids before every prompt, the tokenizer's beginning of
+  /// text. Throws ConfigError for max_length below 2.
   template <class Tokenize>
   InstructionData(std::span<const InstructionRecord> records, const PromptTemplate& prompt_template, Tokenize&& tokenize,
-                  Index max_length, std::int32_t eos = -1) {
+                  Index max_length, std::int32_t eos = -1, std::span<const std::int32_t> prefix = {}) {
     if (max_length < 2) fail<ConfigError>("InstructionData: max_length is {}; expected at least 2", max_length);
     for (const InstructionRecord& record : records) {
       TokenizedRecord one;
-      one.ids = tokenize(prompt_template.prompt(record));
+      one.ids.assign(prefix.begin(), prefix.end());
+      const std::vector<std::int32_t> first = tokenize(prompt_template.prompt(record));
+      one.ids.insert(one.ids.end(), first.begin(), first.end());
       one.prompt_length = static_cast<Index>(one.ids.size());
       const std::vector<std::int32_t> second = tokenize(prompt_template.completion(record));
       one.ids.insert(one.ids.end(), second.begin(), second.end());

@@ -37,6 +37,17 @@ class MappedFile {
   std::span<const std::byte> bytes() const noexcept { return {static_cast<const std::byte*>(data_), size_}; }
   const std::filesystem::path& path() const noexcept { return path_; }
 
+  /// Gives back the memory of the whole pages within `range`, a part of bytes(). The bytes stay readable: a page that is
+  /// touched again is read from the file again.
+  void release(std::span<const std::byte> range) const noexcept {
+    if (data_ == nullptr || range.empty()) return;
+    static const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    const auto start = static_cast<std::size_t>(range.data() - static_cast<const std::byte*>(data_));
+    const std::size_t first = (start + page - 1) / page * page;  // the mapping begins at a page
+    const std::size_t last = start + range.size() == size_ ? size_ : (start + range.size()) / page * page;
+    if (first < last) ::madvise(static_cast<std::byte*>(data_) + first, last - first, MADV_DONTNEED);
+  }
+
  private:
   explicit MappedFile(const std::filesystem::path& path) : path_(path) {
     // O_NONBLOCK: opening a pipe must not wait for its writer; it is refused below.

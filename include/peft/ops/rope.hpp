@@ -1,7 +1,8 @@
 #pragma once
 /// Rotary position embedding (Su et al., "RoFormer", 2021) on the halves of each head, as Hugging Face's Llama does it:
 ///   (x_j, x_{j+d/2}) ← (x_j·cos − x_{j+d/2}·sin, x_{j+d/2}·cos + x_j·sin),  angle = position · θ^(−2j/d)
-/// A rotation: the gradient is turned back by the same angle, and nothing is saved.
+/// A rotation, times the table's attention factor: the gradient is turned back by the same angle, times the same factor,
+/// and nothing is saved. Other frequencies than θ's (linear, Llama 3, YaRN scaling) come as a list.
 
 #include <cmath>
 #include <cstdint>
@@ -15,24 +16,38 @@
 PEFT_BEGIN_NAMESPACE
 namespace ops {
 
-/// Cosines and sines [max_positions, head_dim/2] in A. For float, frequencies and angles are rounded as transformers
-/// rounds them (float32 throughout).
+/// The frequencies θ^(−2j/d), j < d/2, in A. For float they are rounded as transformers rounds them (float32 throughout).
+/// Throws ShapeError for an odd head_dim.
+template <class A>
+Buffer<A> rope_frequencies(Index head_dim, double theta) {
+  if (head_dim <= 0 || head_dim % 2 != 0) {
+    fail<ShapeError>("rope_frequencies: head_dim is {}; expected an even number", head_dim);
+  }
+  Buffer<A> result(head_dim / 2);
+  for (Index j = 0; j < result.size(); ++j) {
+    const A power = quotient(static_cast<A>(2 * j), static_cast<A>(head_dim));
+    result[j] = quotient(A(1), std::pow(rounded(static_cast<A>(theta)), power));
+  }
+  return result;
+}
+
+/// Cosines and sines [max_positions, head_dim/2] in A. For float, angles are rounded as transformers rounds them.
 template <class A>
 class RopeTable {
  public:
   RopeTable() = default;
   /// Throws ShapeError for an odd head_dim.
   RopeTable(Index max_positions, Index head_dim, double theta)
-      : cosine_(max_positions, head_dim / 2), sine_(max_positions, head_dim / 2) {
-    if (head_dim <= 0 || head_dim % 2 != 0) fail<ShapeError>("RopeTable: head_dim is {}; expected an even number", head_dim);
-    const Index half = head_dim / 2;
-    for (Index j = 0; j < half; ++j) {
-      const A power = quotient(static_cast<A>(2 * j), static_cast<A>(head_dim));
-      const A frequency = quotient(A(1), std::pow(rounded(static_cast<A>(theta)), power));
-      for (Index p = 0; p < max_positions; ++p) {
-        const A angle = rounded(static_cast<A>(p) * frequency);
-        cosine_(p, j) = std::cos(angle);
-        sine_(p, j) = std::sin(angle);
+      : RopeTable(max_positions, rope_frequencies<A>(head_dim, theta).view()) {}
+  /// The angle of pair j is position · frequencies[j]. attention_factor multiplies cosines and sines, and so the rotated
+  /// vectors (YaRN; Peng et al., 2023).
+  RopeTable(Index max_positions, VectorView<const A> frequencies, A attention_factor = 1)
+      : cosine_(max_positions, frequencies.size), sine_(max_positions, frequencies.size) {
+    for (Index p = 0; p < max_positions; ++p) {
+      for (Index j = 0; j < frequencies.size; ++j) {
+        const A angle = rounded(static_cast<A>(p) * frequencies[j]);
+        cosine_(p, j) = rounded(std::cos(angle) * attention_factor);
+        sine_(p, j) = rounded(std::sin(angle) * attention_factor);
       }
     }
   }

@@ -3,7 +3,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "hosts/llama_gguf.hpp"
+#include "hosts/open_model.hpp"
 #include "support/catch.hpp"
 
 using namespace peft;
@@ -14,7 +14,7 @@ TEST_CASE("SmolLM2's logits on real text equal transformers'") {
     WARN("skipped: PEFT_TEST_MODEL does not name the GGUF of SmolLM2-135M-Instruct");
     return;
   }
-  auto model = peft_examples::load_llama<float>(GgufFile::open(path));
+  auto model = peft_examples::load_llama<float>(peft_examples::open_model(path));
   CHECK(model.parameter_count() == 134515008);
   nlohmann::json golden;
   std::ifstream(std::string(PEFT_GOLDEN_DIR) + "/llama/smollm2.json") >> golden;

@@ -3,8 +3,9 @@
 #include <cmath>
 #include <map>
 
-#include "hosts/gguf_vocabulary.hpp"
+#include "hosts/open_tokenizer.hpp"
 #include "hosts/llama_gguf.hpp"
+#include "hosts/llama_loader.hpp"
 #include "hosts/stream_decoder.hpp"
 #include "support/catch.hpp"
 #include "support/tiny_gguf.hpp"
@@ -20,7 +21,7 @@ struct Tiny {
     io_test::write_file(folder / "tiny.gguf", peft_test::TinyGguf{}.bytes());
     return GgufFile::open(folder / "tiny.gguf");
   }();
-  Llama<double> model = load_llama<double>(file);
+  Llama<double> model = load_llama<double>(open_gguf_model(file));
 };
 
 /// Greedy continuation without a cache: the whole text goes through the training forward for every token.
@@ -123,7 +124,7 @@ TEST_CASE("tokens are drawn with the probabilities of temperature and top_p") {
 
 TEST_CASE("a stream of tokens becomes text character by character, and nothing of it is lost") {
   Tiny tiny;
-  const BpeTokenizer tokenizer(read_bpe_vocabulary(tiny.file));
+  const BpeTokenizer tokenizer(read_tokenizer(tiny.file));
   const std::string text = "a é 中 🙂 the end";
   StreamDecoder decoder(tokenizer);
   std::string joined;

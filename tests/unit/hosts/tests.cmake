@@ -1,1 +1,1 @@
-peft_add_test(hosts ${CMAKE_CURRENT_LIST_DIR}/generate_test.cpp LABELS unit LIBS ${PEFT_PCRE2})
+peft_add_test(hosts ${CMAKE_CURRENT_LIST_DIR}/generate_test.cpp LABELS unit LIBS ${PEFT_PCRE2} ${PEFT_UTF8PROC})

@@ -52,6 +52,26 @@ TEST_CASE("gradients of the row operations by central differences in double") {
       return inner(y, c);
     });
   }
+  SECTION("rope with frequencies and an attention factor of its own") {
+    const Buffer<double> frequencies = ops::rope_frequencies<double>(n, 50.0);
+    const ops::RopeTable<double> rope(20, frequencies.view(), 1.25);
+    const auto positions = ascending(rows, 5);
+    auto dx = c.clone(), y = x.clone();
+    ops::rope_backward<double>(dx, view(positions), n, rope);
+    const auto forward = [&] {
+      auto rotated = x.clone();
+      ops::rope_forward<double>(rotated, view(positions), n, rope);
+      return inner(rotated, c);
+    };
+    check_gradient(x, dx, forward);
+    // Five steps of a turn by the j-th frequency, 1.25 times as long.
+    ops::rope_forward<double>(y, view(positions), n, rope);
+    for (Index j = 0; j < n / 2; ++j) {
+      const double angle = 5 * std::pow(50.0, -2.0 * static_cast<double>(j) / static_cast<double>(n));
+      CHECK(frequencies[j] * 5 == Approx(angle).epsilon(1e-14));
+      CHECK(y(0, j) == Approx(1.25 * (x(0, j) * std::cos(angle) - x(0, j + n / 2) * std::sin(angle))).margin(1e-14));
+    }
+  }
   SECTION("swiglu") {
     auto up = random<double>(rng, rows, n);
     Matrix<double> y(rows, n), dg(rows, n), du(rows, n);

@@ -1,0 +1,64 @@
+#pragma once
+/// Loads a Llama host from a model's files.
+
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "hosts/llama.hpp"
+#include "hosts/model_source.hpp"
+#include "hosts/weight_reader.hpp"
+
+namespace peft_examples {
+
+/// Throws FormatError, ShapeError; a tensor that the host has no place for is refused by name. Weights whose stored type
+/// is T stay in the mapped files; those must not be cut while the model lives.
+template <Scalar T>
+Llama<T> load_llama(const ModelSource& source, ExecutorRef executor = peft::default_executor()) {
+  const LlamaConfig& c = source.config;
+  c.validate();
+  std::set<std::string, std::less<>> used;
+  const auto tensor = [&](const std::string& name) -> const peft::TensorRef& {
+    used.insert(name);
+    return source.tensor(name);
+  };
+  const auto linear = [&](const std::string& name, Index rows, Index cols, bool bias, bool has_heads = false) {
+    const Index head_dim = has_heads && source.permuted_heads ? c.head_dim : 0;
+    const peft::TensorRef* added = bias ? &tensor(name + ".bias") : nullptr;
+    return read_linear<T>(tensor(name + ".weight"), added, rows, cols, head_dim, executor);
+  };
+  const auto norm = [&](const std::string& name, Index size) {
+    return read_vector<Accumulator<T>>(tensor(name + ".weight"), size);
+  };
+  const Index query = c.num_attention_heads * c.head_dim, key = c.num_key_value_heads * c.head_dim;
+  const Index hidden = c.hidden_size, inner = c.intermediate_size;
+  auto embedding = read_matrix<T>(tensor("model.embed_tokens.weight"), c.vocab_size, hidden, 0, executor);
+  std::vector<LlamaLayerWeights<T>> layers;
+  for (Index i = 0; i < c.num_hidden_layers; ++i) {
+    const std::string path = "model.layers." + std::to_string(i) + ".", attention = path + "self_attn.";
+    layers.push_back({norm(path + "input_layernorm", hidden), norm(path + "post_attention_layernorm", hidden),
+                      linear(attention + "q_proj", query, hidden, c.attention_bias, true),
+                      linear(attention + "k_proj", key, hidden, c.attention_bias, true),
+                      linear(attention + "v_proj", key, hidden, c.attention_bias),
+                      linear(attention + "o_proj", hidden, query, c.output_bias),
+                      linear(path + "mlp.gate_proj", inner, hidden, c.mlp_bias),
+                      linear(path + "mlp.up_proj", inner, hidden, c.mlp_bias),
+                      linear(path + "mlp.down_proj", hidden, inner, c.mlp_bias),
+                      c.qk_norm ? norm(attention + "q_norm", c.head_dim) : Buffer<Accumulator<T>>(),
+                      c.qk_norm ? norm(attention + "k_norm", c.head_dim) : Buffer<Accumulator<T>>()});
+  }
+  Buffer<Accumulator<T>> final_norm = norm("model.norm", hidden);
+  SharedMatrix<T> head = embedding;
+  if (!c.tie_word_embeddings) head = read_matrix<T>(tensor("lm_head.weight"), c.vocab_size, hidden, 0, executor);
+  for (const auto& [name, other] : source.tensors) {
+    if (used.count(name) == 0) peft::fail<peft::FormatError>("loading {}: this host has no place for it", other.where());
+  }
+  Llama<T> model(c, std::move(embedding), std::move(layers), std::move(final_norm),
+                 peft::DenseLinear<T>(head.view, head.owner));
+  model.set_executor(executor);
+  return model;
+}
+
+}  // namespace peft_examples
