@@ -1,6 +1,7 @@
 # cmake -DNAME= -DCXX= -DFLAGS= -DLAUNCHER= -DSOURCE= -DWORK= -DFMT= -DFMT_INCLUDE= -DREFERENCE=name -P run.cmake
 # Builds bits_probe with FLAGS, runs it once per instruction set, and compares what it prints with what the reference
 # printed. The reference itself only leaves its lines in WORK.
+cmake_policy(VERSION 3.22)
 separate_arguments(flags UNIX_COMMAND "${FLAGS}")
 file(MAKE_DIRECTORY "${WORK}")
 set(includes "-I${SOURCE}/include" "-I${SOURCE}/tests")

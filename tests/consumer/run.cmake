@@ -1,6 +1,7 @@
-# cmake -DSOURCE= -DBUILD= -DWORK= -DCXX= -DHOW=installed|subfolder|pkgconfig -P run.cmake
-# Builds and runs the stranger's project in WORK against this library: its installed package, its source folder, or what
-# pkg-config says of it.
+# cmake -DSOURCE= -DBUILD= -DWORK= -DCXX= -DHOW=installed|subfolder|fetchcontent|pkgconfig -P run.cmake
+# Builds and runs the stranger's project in WORK against this library: its installed package, its source folder (as a
+# sub-folder, or fetched; offline, so from there), or what pkg-config says of it.
+cmake_policy(VERSION 3.22)
 function(step)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE status OUTPUT_VARIABLE out ERROR_VARIABLE out)
   message(STATUS "${out}")
@@ -11,7 +12,7 @@ endfunction()
 
 file(REMOVE_RECURSE "${WORK}")
 file(MAKE_DIRECTORY "${WORK}")
-if(NOT HOW STREQUAL subfolder)
+if(HOW MATCHES "^(installed|pkgconfig)$")
   step("${CMAKE_COMMAND}" --install "${BUILD}" --prefix "${WORK}/prefix")
 endif()
 set(stranger "${SOURCE}/tests/consumer/stranger")
@@ -24,15 +25,17 @@ if(HOW STREQUAL pkgconfig)
     message(FATAL_ERROR "consumer: pkg-config does not know peft")
   endif()
   separate_arguments(flags UNIX_COMMAND "${flags}")
-  step("${CXX}" -std=c++20 -O2 -Wall "${stranger}/main.cpp" "${stranger}/whole.cpp" -o "${WORK}/stranger" ${flags})
+  step("${CXX}" -std=c++20 -O2 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror "${stranger}/main.cpp" "${stranger}/whole.cpp" -o "${WORK}/stranger" ${flags})
   step("${WORK}/stranger")
   return()
 endif()
 if(HOW STREQUAL subfolder)
   set(where "-DPEFT_SOURCE=${SOURCE}")
+elseif(HOW STREQUAL fetchcontent)
+  set(where -DPEFT_FETCH=ON "-DFETCHCONTENT_SOURCE_DIR_PEFT=${SOURCE}" -DFETCHCONTENT_FULLY_DISCONNECTED=ON)
 else()
   set(where "-DCMAKE_PREFIX_PATH=${WORK}/prefix")
 endif()
-step("${CMAKE_COMMAND}" -S "${stranger}" -B "${WORK}/build" -G Ninja "-DCMAKE_CXX_COMPILER=${CXX}" "${where}")
+step("${CMAKE_COMMAND}" -S "${stranger}" -B "${WORK}/build" -G Ninja "-DCMAKE_CXX_COMPILER=${CXX}" ${where})
 step("${CMAKE_COMMAND}" --build "${WORK}/build")
 step("${WORK}/build/stranger")

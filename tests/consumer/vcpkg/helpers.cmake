@@ -1,0 +1,57 @@
+# What the port asks of vcpkg, done as vcpkg's documentation says it does it, for one triplet and without its tool.
+# Reads SOURCE_PREFIX_PATH; fails where the port calls anything that is not here.
+function(vcpkg_run)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE status OUTPUT_VARIABLE out ERROR_VARIABLE out)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "vcpkg: ${ARGN} failed: ${status}\n${out}")
+  endif()
+endfunction()
+
+function(vcpkg_cmake_configure)
+  cmake_parse_arguments(PARSE_ARGV 0 ARG "" "SOURCE_PATH" "OPTIONS")
+  if(ARG_UNPARSED_ARGUMENTS OR NOT IS_DIRECTORY "${ARG_SOURCE_PATH}")
+    message(FATAL_ERROR "vcpkg_cmake_configure: SOURCE_PATH \"${ARG_SOURCE_PATH}\", left over \"${ARG_UNPARSED_ARGUMENTS}\"")
+  endif()
+  vcpkg_run("${CMAKE_COMMAND}" -S "${ARG_SOURCE_PATH}" -B "${CURRENT_BUILDTREES_DIR}/rel" -G Ninja
+    -DCMAKE_BUILD_TYPE=Release "-DCMAKE_INSTALL_PREFIX=${CURRENT_PACKAGES_DIR}" -DCMAKE_INSTALL_LIBDIR=lib
+    "-DCMAKE_CXX_COMPILER=${CXX}" ${ARG_OPTIONS})
+endfunction()
+
+function(vcpkg_cmake_install)
+  vcpkg_run("${CMAKE_COMMAND}" --build "${CURRENT_BUILDTREES_DIR}/rel" --target install)
+endfunction()
+
+# Moves the configuration to share/<port>, and lets it find its prefix from there, one folder nearer.
+function(vcpkg_cmake_config_fixup)
+  cmake_parse_arguments(PARSE_ARGV 0 ARG "" "CONFIG_PATH" "")
+  file(MAKE_DIRECTORY "${CURRENT_PACKAGES_DIR}/share/${PORT}")
+  file(GLOB files "${CURRENT_PACKAGES_DIR}/${ARG_CONFIG_PATH}/*.cmake")
+  if(NOT files)
+    message(FATAL_ERROR "vcpkg_cmake_config_fixup: CONFIG_PATH ${ARG_CONFIG_PATH} holds no configuration")
+  endif()
+  foreach(from IN LISTS files)
+    get_filename_component(name "${from}" NAME)
+    file(READ "${from}" text)
+    string(REPLACE "\${CMAKE_CURRENT_LIST_DIR}/../../../" "\${CMAKE_CURRENT_LIST_DIR}/../../" text "${text}")
+    set(up "get_filename_component(_IMPORT_PREFIX \"\${_IMPORT_PREFIX}\" PATH)\n")
+    string(REPLACE "${up}${up}${up}" "${up}${up}" text "${text}")
+    file(WRITE "${CURRENT_PACKAGES_DIR}/share/${PORT}/${name}" "${text}")
+  endforeach()
+  file(REMOVE_RECURSE "${CURRENT_PACKAGES_DIR}/${ARG_CONFIG_PATH}")
+endfunction()
+
+function(vcpkg_fixup_pkgconfig)
+  file(GLOB_RECURSE files "${CURRENT_PACKAGES_DIR}/*.pc")
+  foreach(file IN LISTS files)
+    file(READ "${file}" text)
+    if(text MATCHES "${CURRENT_PACKAGES_DIR}")
+      message(FATAL_ERROR "vcpkg_fixup_pkgconfig: ${file} holds an absolute path")
+    endif()
+  endforeach()
+endfunction()
+
+function(vcpkg_install_copyright)
+  cmake_parse_arguments(PARSE_ARGV 0 ARG "" "" "FILE_LIST")
+  file(READ "${ARG_FILE_LIST}" text)
+  file(WRITE "${CURRENT_PACKAGES_DIR}/share/${PORT}/copyright" "${text}")
+endfunction()
