@@ -94,6 +94,50 @@ Json gguf_value(const peft::GgufFile& file, const peft::GgufValue& value) {
   }
 }
 
+/// What a model is, whichever files it stands in.
+Json describe(const LlamaConfig& c) {
+  constexpr const char* kScalings[] = {"none", "linear", "llama3", "yarn", "llama3 (frequency factors)"};
+  Index parameters = 0;
+  for (const auto& [name, shape] : llama_tensors(c)) parameters += peft::detail::element_count(shape).value_or(0);
+  Json json = {{"type", c.model_type},
+               {"parameters", parameters},
+               {"layers", c.num_hidden_layers},
+               {"hidden", c.hidden_size},
+               {"feed-forward", c.intermediate_size},
+               {"heads", fmt::format("{} of {}, {} for keys and values", c.num_attention_heads, c.head_dim, c.num_key_value_heads)},
+               {"vocabulary", c.vocab_size},
+               {"context", c.context()},
+               {"rotary", fmt::format("theta {}, scaling {}", c.rope_theta, kScalings[static_cast<int>(c.rope_scaling.type)])},
+               {"head", c.tie_word_embeddings ? "the embeddings" : "its own"}};
+  if (c.context() != c.max_position_embeddings) {
+    json["sliding window"] = fmt::format("{} of {} positions: longer sequences are refused", c.sliding_window, c.max_position_embeddings);
+  }
+  return json;
+}
+
+Json describe(const TokenizerSpec& spec) {
+  const auto name = [&](std::int32_t id) { return id >= 0 ? Json(spec.tokens[static_cast<std::size_t>(id)]) : Json(); };
+  Json stops = Json::array();
+  for (const std::int32_t stop : spec.stops) stops.push_back(name(stop));
+  return {{"kind", spec.byte_level ? "byte-level BPE" : spec.scores.empty() ? "BPE of characters" : "SentencePiece"},
+          {"tokens", spec.tokens.size()},
+          {"added tokens", spec.added.size()},
+          {"beginning of text", spec.prefix.empty() ? Json() : name(spec.prefix.front())},
+          {"ends of text", stops}};
+}
+
+/// Each step by itself: one problem does not hide another.
+template <class ReadConfig, class ReadSource, class ReadTokenizer>
+void check_model(Findings& findings, ReadConfig&& config, ReadSource&& source, ReadTokenizer&& tokenizer) {
+  bool configured = false;
+  findings.attempt([&] {
+    findings.facts["model"] = describe(config());
+    configured = true;
+  });
+  if (configured) findings.attempt([&] { check_tensors(source()); });
+  findings.attempt([&] { findings.facts["tokenizer"] = describe(BpeTokenizer(tokenizer()).spec()); });
+}
+
 void inspect_gguf(const fs::path& path, Findings& findings) {
   findings.kind = "GGUF";
   findings.attempt([&] {
@@ -103,8 +147,8 @@ void inspect_gguf(const fs::path& path, Findings& findings) {
     for (const auto& value : file.metadata()) metadata[std::string(value.key)] = gguf_value(file, value);
     findings.facts["metadata"] = metadata;
     list_tensors(file.tensors(), findings);
-    findings.attempt([&] { read_llama_config(file); });
-    findings.attempt([&] { BpeTokenizer tokenizer(read_tokenizer(file)); });
+    check_model(findings, [&] { return read_llama_config(file); }, [&] { return open_gguf_model(file); },
+                [&] { return read_tokenizer(file); });
   });
 }
 
@@ -158,11 +202,26 @@ void inspect_data(const fs::path& path, Findings& findings) {
   });
 }
 
+void inspect_model_folder(const fs::path& folder, Findings& findings) {
+  findings.kind = "Hugging Face model";
+  const fs::path config = folder / "config.json";
+  const auto read_config = [&] {
+    const Json json = read_json(config);
+    findings.facts["metadata"] = json;
+    return read_llama_config(JsonFields(json, config.string()));
+  };
+  findings.attempt([&] {
+    const auto file = peft::SafetensorsFile::open_folder(folder);
+    list_tensors(file.tensors(), findings);
+  });
+  check_model(findings, read_config, [&] { return open_model_folder(folder); }, [&] { return read_tokenizer(folder); });
+}
+
 void inspect_folder(const fs::path& folder, Findings& findings) {
   std::error_code error;
-  if (fs::exists(folder / "model.safetensors", error) || fs::exists(folder / "model.safetensors.index.json", error)) {
-    findings.kind = "Hugging Face model";
-    findings.attempt([&] { list_tensors(peft::SafetensorsFile::open_folder(folder).tensors(), findings); });
+  if (fs::exists(folder / "config.json", error) || fs::exists(folder / "model.safetensors", error) ||
+      fs::exists(folder / "model.safetensors.index.json", error)) {
+    inspect_model_folder(folder, findings);
   } else {
     inspect_adapter(folder, findings);
   }

@@ -1,90 +1,187 @@
-/// peft merge: writes the base model with an adapter added to its weights, under Hugging Face's names.
+/// peft merge: writes the base model with an adapter added to its weights: a Hugging Face folder, a GGUF, or a safetensors
+/// file of the weights alone.
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
+#include <charconv>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cli/command.hpp"
-#include "cli/session.hpp"
-#include "peft/io/safetensors_writer.hpp"
-#include "peft/kernels/convert.hpp"
-#include "peft/merge.hpp"
+#include "cli/merged_model.hpp"
+#include "hosts/llama_config_json.hpp"
+#include "hosts/metadata_writer.hpp"
+#include "hosts/tokenizer_json_writer.hpp"
+#include "peft/io/atomic_directory.hpp"
+#include "peft/io/gguf_writer.hpp"
+#include "peft/io/safetensors_shards.hpp"
 
 namespace peft_examples {
 namespace {
 
+namespace fs = std::filesystem;
+
 struct MergeOptions {
   ModelOptions model;
   std::string out;
+  std::string max_shard_size = "5GB";
 };
 
-/// Values as the bytes of a type that a file stores; one tensor at a time.
-class StoredValues {
- public:
-  explicit StoredValues(peft::StoredType type) : type_(type) {}
-  peft::StoredType type() const noexcept { return type_; }
+/// What a folder that merge writes may hold. Of a folder's own files those that exist are copied.
+constexpr std::array<std::string_view, 8> kTokenizerFiles = {
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt"};
 
-  std::span<const std::byte> convert(const float* values, Index count) {
-    const auto size = static_cast<std::size_t>(count);
-    if (type_ == peft::StoredType::kF32) return std::as_bytes(std::span(values, size));
-    narrow_.resize_discard(count);
-    const auto type = type_ == peft::StoredType::kBF16 ? peft::DType::kBF16 : peft::DType::kF16;
-    peft::kernels::convert(count, values, peft::DType::kF32, narrow_.data(), type);
-    for (Index i = 0; type_ == peft::StoredType::kF16 && i < count; ++i) {
-      if ((narrow_[i] & 0x7C00u) == 0x7C00u) {
-        peft::fail<peft::NumericError>("peft merge: a weight is {}, too large for f16; write --dtype bf16 or f32", values[i]);
-      }
-    }
-    return std::as_bytes(std::span(narrow_.data(), size));
+/// "5GB", "500MB", "2GiB" or a number of bytes, as transformers reads them.
+Index parse_size(const std::string& text) {
+  double number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
+  constexpr std::pair<std::string_view, double> kUnits[] = {{"", 1.0},     {"B", 1.0},         {"KB", 1e3},
+                                                            {"MB", 1e6},   {"GB", 1e9},        {"TB", 1e12},
+                                                            {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
+  for (const auto& [name, factor] : kUnits) {
+    if (error == std::errc() && unit == name && number * factor >= 1 && number * factor < 1e18) return static_cast<Index>(number * factor);
   }
+  peft::fail<peft::ConfigError>("--max-shard-size is {}; expected a size like 5GB, 500MB or 2GiB", peft::quote_text(text));
+}
 
- private:
-  peft::StoredType type_;
-  peft::Buffer<std::uint16_t> narrow_;
-};
+peft::StoredType stored_type(const std::string& dtype) {
+  return dtype == "bf16" ? peft::StoredType::kBF16 : dtype == "f16" ? peft::StoredType::kF16 : peft::StoredType::kF32;
+}
+const char* torch_name(peft::StoredType type) {
+  return type == peft::StoredType::kBF16 ? "bfloat16" : type == peft::StoredType::kF16 ? "float16" : "float32";
+}
+
+/// Refuses to take the place of the base model, and of a folder that is no earlier merge.
+void check_target(const fs::path& target, const fs::path& model, bool to_folder) {
+  std::error_code error;
+  if (!fs::exists(target, error)) return;
+  if (fs::equivalent(target, model, error)) {
+    peft::fail<peft::ConfigError>("--out {} is the base model; expected another name", target.string());
+  }
+  if (!to_folder) return;
+  if (!fs::is_directory(target, error)) {
+    peft::fail<peft::ConfigError>("--out {} is a file; expected a folder, or a name that ends with .gguf or .safetensors", target.string());
+  }
+  for (const auto& entry : fs::directory_iterator(target)) {
+    const std::string name = entry.path().filename().string();
+    const bool ours = name == "config.json" || name == "generation_config.json" || name.starts_with(".peft-") ||
+                      (name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".index.json"))) ||
+                      std::find(kTokenizerFiles.begin(), kTokenizerFiles.end(), name) != kTokenizerFiles.end();
+    if (!ours) {
+      peft::fail<peft::ConfigError>("--out {} holds {}, which would be lost; expected a new or empty folder, or an earlier merge",
+                                    target.string(), peft::quote_text(name));
+    }
+  }
+}
+
+void write_text(peft::AtomicDirectory& folder, std::string_view name, std::string_view text) {
+  peft::FileWriter file = folder.create(name);
+  file.write(text);
+  file.finish();
+}
+void write_json(peft::AtomicDirectory& folder, std::string_view name, const peft::Json& json, int indent = 2) {
+  write_text(folder, name, json.dump(indent) + "\n");
+}
+
+/// Configuration and tokenizer of a folder: its own files, with the type that is written.
+void copy_folder_files(const fs::path& from, peft::StoredType type, peft::AtomicDirectory& folder) {
+  peft::Json config = read_json(from / "config.json");
+  config[config.contains("dtype") ? "dtype" : "torch_dtype"] = torch_name(type);
+  write_json(folder, "config.json", config);
+  std::vector<std::string_view> names(kTokenizerFiles.begin(), kTokenizerFiles.end());
+  names.push_back("generation_config.json");
+  for (const std::string_view name : names) {
+    std::error_code ignored;
+    if (!fs::is_regular_file(from / name, ignored)) continue;
+    const auto file = peft::MappedFile::open(from / name);
+    write_text(folder, name, {reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()});
+  }
+}
+
+/// The same made of a GGUF's metadata.
+void make_folder_files(const LlamaConfig& config, const peft::GgufFile& file, peft::StoredType type, peft::AtomicDirectory& folder) {
+  const TokenizerSpec tokenizer = read_tokenizer(file);
+  std::vector<bool> unused(tokenizer.tokens.size());
+  if (file.has("tokenizer.ggml.token_type")) {
+    const auto types = file.array<std::int32_t>("tokenizer.ggml.token_type");
+    for (std::size_t i = 0; i < unused.size(); ++i) {
+      unused[i] = types[static_cast<Index>(i)] == static_cast<std::int32_t>(GgufTokenType::kUnused);
+    }
+  }
+  write_json(folder, "config.json", llama_config_json(config, tokenizer, torch_name(type)));
+  write_json(folder, "generation_config.json", generation_config_json(tokenizer));
+  write_json(folder, "tokenizer.json", tokenizer_json(tokenizer, [&](std::size_t id) { return unused[id]; }));
+  write_json(folder, "tokenizer_config.json", tokenizer_config_json(tokenizer, config.max_position_embeddings));
+  write_json(folder, "special_tokens_map.json", special_tokens_json(tokenizer));
+}
+
+/// Returns the number of tensors.
+std::size_t write_folder(const MergeOptions& options, MergedModel& model, peft::StoredType type, Index max_shard) {
+  const std::vector<peft::DeferredTensor> tensors = model.tensors(type);
+  peft::AtomicDirectory folder(options.out, peft::ExistingFolder::kReplace);
+  if (is_model_folder(options.model.model)) {
+    copy_folder_files(options.model.model, type, folder);
+  } else {
+    make_folder_files(model.config(), peft::GgufFile::open(options.model.model), type, folder);
+  }
+  peft::write_safetensors_shards(folder, tensors, max_shard);
+  folder.commit();
+  return tensors.size();
+}
+
+/// Metadata of a GGUF are carried over, but for what describes how the weights are stored.
+std::size_t write_gguf_file(const MergeOptions& options, MergedModel& model, peft::StoredType type) {
+  const fs::path path = options.model.model;
+  peft::GgufMetadata metadata;
+  std::vector<std::string> notes;
+  if (is_model_folder(path)) {
+    const fs::path plain = path.has_filename() ? path : path.parent_path();
+    put_hyperparameters(model.config(), plain.filename().string(), metadata);
+    put_tokenizer(read_tokenizer(path), model.config().vocab_size, metadata, notes);
+  } else {
+    const auto file = peft::GgufFile::open(path);
+    for (const peft::GgufValue& value : file.metadata()) metadata.copy(value);
+    metadata.remove("general.quantization_version");
+    metadata.remove("general.alignment");
+  }
+  // llama.cpp's numbers for "all F32", "mostly F16", "mostly BF16".
+  metadata.set("general.file_type", type == peft::StoredType::kF32 ? 0u : type == peft::StoredType::kF16 ? 1u : 32u);
+  const std::vector<peft::DeferredTensor> tensors = model.gguf_tensors(type);
+  peft::write_gguf(options.out, metadata, tensors);
+  for (const std::string& note : notes) std::fprintf(stderr, "%s\n", note.c_str());
+  return tensors.size();
+}
 
 int run_merge(const MergeOptions& options) {
-  ModelOptions wide = options.model;  // sums are f32 whatever is written
-  wide.dtype = "f32";
-  Session<float> session(wide);
-  Llama<float>& model = session.model();
-  StoredValues stored(options.model.dtype == "bf16"  ? peft::StoredType::kBF16
-                      : options.model.dtype == "f16" ? peft::StoredType::kF16
-                                                     : peft::StoredType::kF32);
-  std::vector<peft::DeferredTensor> tensors;
-  const auto add_vector = [&](std::string name, VectorView<const float> values) {
-    tensors.push_back({std::move(name) + ".weight", stored.type(), {values.size},
-                       [&stored, values] { return stored.convert(values.data, values.size); }});
-  };
-  const auto add_matrix = [&](std::string name, MatrixView<const float> values) {
-    tensors.push_back({std::move(name) + ".weight", stored.type(), {values.rows, values.cols},
-                       [&stored, values] { return stored.convert(values.data, values.rows * values.cols); }});
-  };
-  Matrix<float> merged;
-  Index changed = 0;
-  add_matrix("model.embed_tokens", model.embedding());
-  add_vector("model.norm", model.final_norm());
-  if (!model.is_tied()) add_matrix("lm_head", model.head().weight());
-  for (Index i = 0; i < model.config().num_hidden_layers; ++i) {
-    add_vector(fmt::format("model.layers.{}.input_layernorm", i), model.layer(i).input_norm.view());
-    add_vector(fmt::format("model.layers.{}.post_attention_layernorm", i), model.layer(i).post_norm.view());
+  const fs::path out = options.out;
+  const std::string ending = out.extension().string();
+  const bool to_folder = ending != ".gguf" && ending != ".safetensors";
+  const Index max_shard = parse_size(options.max_shard_size);
+  check_target(out, options.model.model, to_folder);
+  const peft::StoredType type = stored_type(options.model.dtype);
+  MergedModel model(open_model(options.model.model), options.model.adapter);
+  std::size_t count = 0;
+  if (ending == ".gguf") {
+    count = write_gguf_file(options, model, type);
+  } else if (to_folder) {
+    count = write_folder(options, model, type, max_shard);
+  } else {
+    const std::vector<peft::DeferredTensor> tensors = model.tensors(type);
+    peft::AtomicFile file(options.out);
+    peft::write_safetensors(file.writer(), std::span<const peft::DeferredTensor>(tensors));
+    file.commit();
+    count = tensors.size();
   }
-  for (const auto* site : session.sites()) {
-    changed += site->merge_terms(model.selection()).empty() ? 0 : 1;
-    tensors.push_back({site->name() + ".weight", stored.type(), {site->out_features(), site->in_features()},
-                       [&stored, &merged, &model, site] {
-                         merged = peft::merged_weight(*site, model.selection());
-                         return stored.convert(merged.data(), merged.size());
-                       }});
-  }
-  peft::AtomicFile file(options.out);
-  peft::write_safetensors(file.writer(), std::span<const peft::DeferredTensor>(tensors));
-  file.commit();
-  std::fprintf(stderr, "%s: %zu tensors (%s), %lld of them with the adapter's update\n", options.out.c_str(), tensors.size(),
-               options.model.dtype.c_str(), static_cast<long long>(changed));
+  std::fprintf(stderr, "%s: %zu tensors (%s), %lld of them with the adapter's update\n", options.out.c_str(), count,
+               options.model.dtype.c_str(), static_cast<long long>(model.changed()));
   return 0;
 }
 
@@ -96,7 +193,8 @@ void add_merge_command(CLI::App& app, Run& run) {
   options->model.add_to(command, true);
   command.get_option("--adapter")->required();
   command.get_option("--dtype")->description("type of the written weights; the sum is f32");
-  command.add_option("--out", options->out, "safetensors file to write")->required();
+  command.add_option("--out", options->out, "folder of a Hugging Face model, FILE.gguf, or FILE.safetensors: weights alone")->required();
+  command.add_option("--max-shard-size", options->max_shard_size, "of a folder's files of weights")->capture_default_str();
   command.callback([options, &run] {
     run = [options] {
       const Threads threads(options->model.threads);

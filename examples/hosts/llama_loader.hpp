@@ -2,7 +2,6 @@
 /// Loads a Llama host from a model's files.
 
 #include <memory>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,11 +18,8 @@ template <Scalar T>
 Llama<T> load_llama(const ModelSource& source, ExecutorRef executor = peft::default_executor()) {
   const LlamaConfig& c = source.config;
   c.validate();
-  std::set<std::string, std::less<>> used;
-  const auto tensor = [&](const std::string& name) -> const peft::TensorRef& {
-    used.insert(name);
-    return source.tensor(name);
-  };
+  check_tensors(source);
+  const auto tensor = [&](const std::string& name) -> const peft::TensorRef& { return source.tensor(name); };
   const auto linear = [&](const std::string& name, Index rows, Index cols, bool bias, bool has_heads = false) {
     const Index head_dim = has_heads && source.permuted_heads ? c.head_dim : 0;
     const peft::TensorRef* added = bias ? &tensor(name + ".bias") : nullptr;
@@ -52,8 +48,9 @@ Llama<T> load_llama(const ModelSource& source, ExecutorRef executor = peft::defa
   Buffer<Accumulator<T>> final_norm = norm("model.norm", hidden);
   SharedMatrix<T> head = embedding;
   if (!c.tie_word_embeddings) head = read_matrix<T>(tensor("lm_head.weight"), c.vocab_size, hidden, 0, executor);
-  for (const auto& [name, other] : source.tensors) {
-    if (used.count(name) == 0) peft::fail<peft::FormatError>("loading {}: this host has no place for it", other.where());
+  // Reading a tensor may bring pages of others along, already given back: the system maps files in larger steps.
+  for (const auto& [name, tensor_ref] : source.tensors) {
+    if (tensor_ref.file != nullptr) tensor_ref.file->release(tensor_ref.bytes);
   }
   Llama<T> model(c, std::move(embedding), std::move(layers), std::move(final_norm),
                  peft::DenseLinear<T>(head.view, head.owner));

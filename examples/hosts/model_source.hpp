@@ -1,10 +1,13 @@
 #pragma once
 /// A model as it stands in files, whichever they are: hyper-parameters and tensors under Hugging Face's names.
 
+#include <functional>
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "hosts/llama_config.hpp"
 #include "peft/io/tensor_ref.hpp"
@@ -28,5 +31,60 @@ struct ModelSource {
     return *found;
   }
 };
+
+/// Name and shape of every tensor that a model of this configuration has.
+inline std::vector<std::pair<std::string, std::vector<Index>>> llama_tensors(const LlamaConfig& c) {
+  std::vector<std::pair<std::string, std::vector<Index>>> result;
+  const auto put = [&](const std::string& name, std::vector<Index> shape) { result.emplace_back(name, std::move(shape)); };
+  const auto linear = [&](const std::string& name, Index rows, Index cols, bool bias) {
+    put(name + ".weight", {rows, cols});
+    if (bias) put(name + ".bias", {rows});
+  };
+  const Index query = c.num_attention_heads * c.head_dim, key = c.num_key_value_heads * c.head_dim;
+  put("model.embed_tokens.weight", {c.vocab_size, c.hidden_size});
+  for (Index i = 0; i < c.num_hidden_layers; ++i) {
+    const std::string path = "model.layers." + std::to_string(i) + ".";
+    put(path + "input_layernorm.weight", {c.hidden_size});
+    put(path + "post_attention_layernorm.weight", {c.hidden_size});
+    linear(path + "self_attn.q_proj", query, c.hidden_size, c.attention_bias);
+    linear(path + "self_attn.k_proj", key, c.hidden_size, c.attention_bias);
+    linear(path + "self_attn.v_proj", key, c.hidden_size, c.attention_bias);
+    linear(path + "self_attn.o_proj", c.hidden_size, query, c.output_bias);
+    linear(path + "mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias);
+    linear(path + "mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias);
+    linear(path + "mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias);
+    if (!c.qk_norm) continue;
+    put(path + "self_attn.q_norm.weight", {c.head_dim});
+    put(path + "self_attn.k_norm.weight", {c.head_dim});
+  }
+  put("model.norm.weight", {c.hidden_size});
+  if (!c.tie_word_embeddings) put("lm_head.weight", {c.vocab_size, c.hidden_size});
+  return result;
+}
+
+/// Throws ShapeError.
+inline void check_shape(const peft::TensorRef& tensor, const std::vector<Index>& shape) {
+  if (tensor.shape == shape) return;
+  peft::fail<peft::ShapeError>("loading {}: its shape is {}; expected {}", tensor.where(), tensor.shape_text(),
+                               peft::detail::shape_text(shape));
+}
+
+/// Whether the tensors are those of the configuration, without reading them. Throws FormatError for one that is missing,
+/// not readable, or that a model of this configuration has no place for; ShapeError.
+inline void check_tensors(const ModelSource& source) {
+  std::set<std::string, std::less<>> known;
+  for (const auto& [name, shape] : llama_tensors(source.config)) {
+    const peft::TensorRef& tensor = source.tensor(name);
+    check_shape(tensor, shape);
+    tensor.read_rows_f32(0, 0, nullptr);  // refuses a type that cannot be read
+    known.insert(name);
+  }
+  for (const auto& [name, tensor] : source.tensors) {
+    if (known.count(name) == 0) {
+      peft::fail<peft::FormatError>("loading {}: a {} of this configuration has no place for it", tensor.where(),
+                                    source.config.model_type);
+    }
+  }
+}
 
 }  // namespace peft_examples

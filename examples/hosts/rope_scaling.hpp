@@ -131,4 +131,34 @@ peft::Buffer<A> scaled_frequencies(Index head_dim, double theta, const RopeScali
   return result;
 }
 
+/// What llama.cpp divides the frequencies by (rope_freqs.weight): a llama3 scaling as factors. Throws ConfigError.
+inline std::vector<float> frequency_factors(Index head_dim, double theta, const RopeScaling& scaling) {
+  const peft::Buffer<double> plain = peft::ops::rope_frequencies<double>(head_dim, theta);
+  const peft::Buffer<double> scaled = scaled_frequencies<double>(head_dim, theta, scaling);
+  std::vector<float> factors;
+  for (Index j = 0; j < plain.size(); ++j) factors.push_back(static_cast<float>(plain[j] / scaled[j]));
+  return factors;
+}
+
+/// The llama3 scaling that gives these factors: Llama 3's low_freq_factor 1 and high_freq_factor 4, with any factor and
+/// original context that is a power of two. Throws ConfigError where there is none.
+inline RopeScaling llama3_of_factors(Index head_dim, double theta, const RopeScaling& factors) {
+  factors.validate(head_dim);
+  RopeScaling s;
+  s.type = RopeScaling::Type::kLlama3;
+  s.factor = static_cast<double>(*std::max_element(factors.frequency_factors.begin(), factors.frequency_factors.end()));
+  if (std::fabs(s.factor - std::round(s.factor)) <= 1e-5 * s.factor) s.factor = std::round(s.factor);  // it was stored rounded
+  for (Index context = 2; context <= Index{1} << 24; context *= 2) {
+    s.original_max_position_embeddings = context;
+    const std::vector<float> tried = frequency_factors(head_dim, theta, s);
+    if (std::equal(tried.begin(), tried.end(), factors.frequency_factors.begin(),
+                   [](float a, float b) { return std::fabs(a - b) <= 1e-5f * b; })) {
+      return s;
+    }
+  }
+  peft::fail<peft::ConfigError>("rotary scaling: these {} frequency factors (the largest is {}) are not Llama 3's; "
+                                "config.json has no way to say them",
+                                factors.frequency_factors.size(), s.factor);
+}
+
 }  // namespace peft_examples

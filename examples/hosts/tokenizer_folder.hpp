@@ -73,10 +73,11 @@ inline TokenizerSpec read_tokenizer(const std::filesystem::path& folder) {
     const auto file = peft::MappedFile::open(path("chat_template.jinja"));
     spec.chat_template.assign(reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size());
   }
-  for (const char* name : {"generation_config.json", "config.json"}) {
-    if (!has(name)) continue;
-    const peft::Json json = read_json(path(name));
-    detail::add_stops(JsonFields(json, path(name).string()), spec);
+  // What config.json says counts only where there is no generation_config.json, as in transformers.
+  const char* generation = has("generation_config.json") ? "generation_config.json" : "config.json";
+  if (has(generation)) {
+    const peft::Json json = read_json(path(generation));
+    detail::add_stops(JsonFields(json, path(generation).string()), spec);
   }
   if (spec.eos < 0 && !spec.stops.empty()) spec.eos = spec.stops.front();
   return spec;

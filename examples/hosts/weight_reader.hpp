@@ -5,8 +5,10 @@
 
 #include <memory>
 #include <type_traits>
+#include <utility>
 
 #include "hosts/llama_weights.hpp"
+#include "hosts/model_source.hpp"
 #include "hosts/names.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/dense_linear.hpp"
@@ -28,13 +30,6 @@ constexpr Index permuted_row(Index r, Index head_dim) noexcept {
 }
 
 namespace detail {
-
-inline void check_weight(const peft::TensorRef& tensor, Index rows, Index cols) {
-  if (tensor.shape.size() != 2 || tensor.rows() != rows || tensor.cols() != cols) {
-    peft::fail<peft::ShapeError>("loading {}: its shape is {}; expected [{}, {}]", tensor.where(), tensor.shape_text(),
-                                 rows, cols);
-  }
-}
 
 /// A copy in T. `head_dim` above 0: the rows are llama.cpp's q or k and are put back into halves.
 template <Scalar T>
@@ -64,7 +59,7 @@ Matrix<T> copy_matrix(const peft::TensorRef& tensor, Index head_dim, ExecutorRef
 /// A weight [rows, cols]. `head_dim` as above. Throws ShapeError, FormatError.
 template <Scalar T>
 SharedMatrix<T> read_matrix(const peft::TensorRef& tensor, Index rows, Index cols, Index head_dim, ExecutorRef executor) {
-  detail::check_weight(tensor, rows, cols);
+  check_shape(tensor, {rows, cols});
   if (head_dim == 0 && tensor.has_view<T>()) return {tensor.view<T>(), tensor.file};
   return std::make_shared<const Matrix<T>>(detail::copy_matrix<T>(tensor, head_dim, executor));
 }
@@ -72,9 +67,7 @@ SharedMatrix<T> read_matrix(const peft::TensorRef& tensor, Index rows, Index col
 /// A vector [size] in A. `head_dim` as above: a bias of q or k. Throws ShapeError, FormatError.
 template <class A>
 Buffer<A> read_vector(const peft::TensorRef& tensor, Index size, Index head_dim = 0) {
-  if (tensor.elements() != size || tensor.shape.size() != 1) {
-    peft::fail<peft::ShapeError>("loading {}: its shape is {}; expected [{}]", tensor.where(), tensor.shape_text(), size);
-  }
+  check_shape(tensor, {size});
   Buffer<float> values(size);
   tensor.read_f32(values.data());
   Buffer<A> result(size);
@@ -86,7 +79,7 @@ Buffer<A> read_vector(const peft::TensorRef& tensor, Index size, Index head_dim 
 template <Scalar T>
 peft::AnyLinear<T> read_linear(const peft::TensorRef& weight, const peft::TensorRef* bias, Index rows, Index cols,
                                Index head_dim, ExecutorRef executor) {
-  detail::check_weight(weight, rows, cols);
+  check_shape(weight, {rows, cols});
   Buffer<Accumulator<T>> added;
   if (bias != nullptr) added = read_vector<Accumulator<T>>(*bias, rows, head_dim);
   if (head_dim == 0 && weight.has_view<T>()) return peft::DenseLinear<T>(weight.view<T>(), weight.file, std::move(added));

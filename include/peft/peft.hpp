@@ -16,7 +16,9 @@
 
 #include "peft/io/safetensors.hpp"
 #include "peft/io/safetensors_writer.hpp"
+#include "peft/io/safetensors_shards.hpp"
 #include "peft/io/gguf.hpp"
+#include "peft/io/gguf_writer.hpp"
 #include "peft/io/atomic_file.hpp"
 #include "peft/io/atomic_directory.hpp"
 

@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -16,6 +15,7 @@
 #include <vector>
 
 #include "peft/io/atomic_file.hpp"
+#include "peft/io/deferred_tensor.hpp"
 #include "peft/io/json.hpp"
 #include "peft/io/safetensors.hpp"
 #include "peft/io/tensor_ref.hpp"
@@ -24,15 +24,6 @@ PEFT_BEGIN_NAMESPACE
 
 /// What Python's loaders expect.
 inline SafetensorsMetadata safetensors_metadata() { return {{"format", "pt"}}; }
-
-/// A tensor that is made when its turn to be written comes: a model need not stand in memory a second time.
-struct DeferredTensor {
-  std::string name;
-  StoredType type = StoredType::kF32;
-  std::vector<Index> shape;
-  /// The tensor's bytes; they stay valid until the next one's are asked for.
-  std::function<std::span<const std::byte>()> make;
-};
 
 /// The file's header for these tensors (TensorRef or DeferredTensor), and the order in which their bytes follow it.
 struct SafetensorsHeader {

@@ -1,12 +1,12 @@
 #include "peft/io/mapped_file.hpp"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <vector>
 
 #include "scratch.hpp"
 #include "support/catch.hpp"
+#include "support/resident.hpp"
 
 using io_test::ScratchFolder;
 using io_test::write_file;
@@ -21,17 +21,7 @@ TEST_CASE("released pages leave memory, their neighbours stay, and all bytes can
   const auto file = MappedFile::open(folder / "file");
   const std::span<const std::byte> bytes = file->bytes();
   REQUIRE(bytes.size() == content.size());
-  // Pages of this mapping that are this process's, by /proc/self/smaps.
-  const auto resident = [&] {
-    std::ifstream maps("/proc/self/smaps");
-    for (std::string line; std::getline(maps, line);) {
-      if (line.find((folder / "file").string()) == std::string::npos) continue;
-      while (std::getline(maps, line) && line.rfind("Rss:", 0) != 0) {
-      }
-      return std::stoul(line.substr(4)) * 1024 / page;
-    }
-    return 0ul;
-  };
+  const auto resident = [&] { return peft_test::resident_bytes(folder / "file").value_or(0) / page; };
   const auto read = [&] { return io_test::text_of(bytes) == content; };
   CHECK(read());
   if (resident() != 17) {

@@ -1,0 +1,140 @@
+#pragma once
+/// A model with an adapter's update added to its weights, tensor by tensor as they are written.
+
+#include <fmt/format.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "cli/session.hpp"
+#include "hosts/tensor_names.hpp"
+#include "hosts/weight_reader.hpp"
+#include "peft/io/deferred_tensor.hpp"
+#include "peft/kernels/convert.hpp"
+#include "peft/merge.hpp"
+#include "peft/pipeline/registry_loader.hpp"
+
+namespace peft_examples {
+
+class MergedModel {
+ public:
+  /// Sums are f32, whatever is written. Throws IoError, FormatError, ConfigError, ShapeError.
+  MergedModel(const ModelSource& source, const std::string& adapter) : model_(load_llama<float>(source)), sites_(model_.sites()) {
+    peft::load_adapter(registry_, adapter, "default", std::span<AdaptedLinear<float>* const>(sites_));
+    registry_.set_adapter("default");
+    model_.select(registry_.selection());
+  }
+
+  const LlamaConfig& config() const noexcept { return model_.config(); }
+  /// Linears that the adapter changes.
+  Index changed() const {
+    return std::count_if(sites_.begin(), sites_.end(), [&](const auto* site) { return !site->merge_terms(model_.selection()).empty(); });
+  }
+
+  /// All tensors under Hugging Face's names, stored as `type`: F32, F16 or BF16. This must outlive them. One is valid until
+  /// the next is made; making one throws NumericError for a value that F16 cannot hold.
+  std::vector<peft::DeferredTensor> tensors(peft::StoredType type) {
+    std::vector<peft::DeferredTensor> result;
+    const auto vector = [&](const std::string& name, VectorView<const float> values) {
+      if (values.empty()) return;
+      result.push_back({name, type, {values.size}, [this, type, values] { return stored(values, type); }});
+    };
+    const auto matrix = [&](const std::string& name, MatrixView<const float> values) {
+      result.push_back({name, type, {values.rows, values.cols}, [this, type, values] {
+                          return stored(VectorView<const float>(values.data, values.rows * values.cols), type);
+                        }});
+    };
+    matrix("model.embed_tokens.weight", model_.embedding());
+    for (Index i = 0; i < config().num_hidden_layers; ++i) {
+      const auto& layer = model_.layer(i);
+      const std::string path = fmt::format("model.layers.{}.", i);
+      vector(path + "input_layernorm.weight", layer.input_norm.view());
+      vector(path + "post_attention_layernorm.weight", layer.post_norm.view());
+      vector(path + "self_attn.q_norm.weight", layer.q_norm.view());
+      vector(path + "self_attn.k_norm.weight", layer.k_norm.view());
+      for (const AdaptedLinear<float>* site : layer.linears()) {
+        result.push_back({site->name() + ".weight", type, {site->out_features(), site->in_features()}, [this, type, site] {
+                            merged_ = peft::merged_weight(*site, model_.selection());
+                            return stored(std::as_const(merged_).flat(), type);
+                          }});
+        vector(site->name() + ".bias", LlamaLayer<float>::bias_of(*site));
+      }
+    }
+    vector("model.norm.weight", model_.final_norm());
+    if (!model_.is_tied()) matrix("lm_head.weight", model_.head().weight());
+    return result;
+  }
+
+  /// The same as a GGUF has them: its names, vectors in F32, a llama's q and k with rows for neighbouring pairs.
+  std::vector<peft::DeferredTensor> gguf_tensors(peft::StoredType type) {
+    const bool permute = config().model_type == "llama" || config().model_type == "mistral";
+    std::vector<peft::DeferredTensor> result;
+    add_rope_factors(result);
+    std::vector<peft::DeferredTensor> wide = tensors(peft::StoredType::kF32);
+    for (peft::DeferredTensor& tensor : wide) {
+      const bool has_heads = tensor.name.find(".self_attn.q_proj.") != std::string::npos ||
+                             tensor.name.find(".self_attn.k_proj.") != std::string::npos;
+      const bool is_matrix = tensor.shape.size() == 2;
+      const Index rows = tensor.shape[0], cols = is_matrix ? tensor.shape[1] : 1;
+      const peft::StoredType kept = is_matrix ? type : peft::StoredType::kF32;
+      const auto make = [this, kept, rows, cols, permuted = permute && has_heads, inner = std::move(tensor.make)] {
+        const std::span<const std::byte> bytes = inner();
+        MatrixView<const float> values(reinterpret_cast<const float*>(bytes.data()), rows, cols);
+        if (permuted) values = permuted_rows(values);
+        return stored(VectorView<const float>(values.data, rows * cols), kept);
+      };
+      result.push_back({gguf_tensor_name(tensor.name).value(), kept, tensor.shape, make});
+    }
+    return result;
+  }
+
+ private:
+  void add_rope_factors(std::vector<peft::DeferredTensor>& tensors) {
+    const RopeScaling& scaling = config().rope_scaling;
+    if (scaling.type == RopeScaling::Type::kFactors) rope_factors_ = scaling.frequency_factors;
+    if (scaling.type == RopeScaling::Type::kLlama3) {
+      rope_factors_ = frequency_factors(config().head_dim, config().rope_theta, scaling);
+    }
+    if (rope_factors_.empty()) return;
+    tensors.push_back({"rope_freqs.weight", peft::StoredType::kF32, {static_cast<Index>(rope_factors_.size())},
+                       [this] { return std::as_bytes(std::span<const float>(rope_factors_)); }});
+  }
+
+  MatrixView<const float> permuted_rows(MatrixView<const float> values) {
+    permuted_.resize_discard(values.rows, values.cols);
+    for (Index r = 0; r < values.rows; ++r) {
+      std::copy_n(values.row(r), values.cols, permuted_.row(permuted_row(r, config().head_dim)));
+    }
+    return std::as_const(permuted_).view();
+  }
+
+  std::span<const std::byte> stored(VectorView<const float> values, peft::StoredType type) {
+    const auto size = static_cast<std::size_t>(values.size);
+    if (type == peft::StoredType::kF32) return std::as_bytes(std::span(values.data, size));
+    narrow_.resize_discard(values.size);
+    const auto target = type == peft::StoredType::kBF16 ? peft::DType::kBF16 : peft::DType::kF16;
+    peft::kernels::convert(values.size, values.data, peft::DType::kF32, narrow_.data(), target);
+    for (Index i = 0; type == peft::StoredType::kF16 && i < values.size; ++i) {
+      if ((narrow_[i] & 0x7C00u) == 0x7C00u) {
+        peft::fail<peft::NumericError>("peft merge: a weight is {}, too large for f16; write --dtype bf16 or f32", values[i]);
+      }
+    }
+    return std::as_bytes(std::span<const std::uint16_t>(narrow_.data(), size));
+  }
+
+  Llama<float> model_;
+  std::vector<AdaptedLinear<float>*> sites_;
+  peft::AdapterRegistry<float> registry_;
+  // Of the tensor whose turn it is.
+  Matrix<float> merged_, permuted_;
+  peft::Buffer<std::uint16_t> narrow_;
+  std::vector<float> rope_factors_;
+};
+
+}  // namespace peft_examples
