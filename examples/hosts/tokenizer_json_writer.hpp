@@ -6,6 +6,7 @@
 
 #include "hosts/bpe_model.hpp"
 #include "hosts/tokenizer_spec.hpp"
+#include "peft/core/view.hpp"
 #include "peft/io/json.hpp"
 
 namespace peft_examples {

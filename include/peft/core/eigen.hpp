@@ -2,7 +2,15 @@
 /// Views ↔ Eigen without copies: as_eigen(view) maps a view, view_of(object) makes a view of a matrix, block or map
 /// whose rows are contiguous. The memory's owner must outlive both.
 
+// Eigen's own headers do not pass -Wconversion, -Wsign-conversion and -Wshadow, and pkg-config gives their folder as one
+// of the user's, not the system's.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wconversion"
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#pragma GCC diagnostic ignored "-Wshadow"
 #include <Eigen/Core>
+#pragma GCC diagnostic pop
+
 #include <type_traits>
 
 #include "peft/core/view.hpp"

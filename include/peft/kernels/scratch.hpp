@@ -8,15 +8,16 @@
 
 #include "peft/core/buffer.hpp"
 
-// The shared object or program that this code is part of, as the C++ ABI names it.
-extern "C" __attribute__((visibility("hidden"))) void* __dso_handle;
-
 PEFT_BEGIN_NAMESPACE
 namespace kernels {
 
 enum class ScratchSlot : int { kShared, kPackedRows, kPackedLowRank, kPanel, kTile, kRows, kCount };
 
 namespace detail {
+
+/// The shared object or program that this code is part of, as the C++ ABI names it. Under a name of our own: compilers
+/// declare __dso_handle themselves where they need it, some with C++ linkage.
+extern char this_object __asm__("__dso_handle") __attribute__((visibility("hidden")));
 
 /// One thread's memory. Without a destructor, so that it can be used at any time of a thread's end: destructors of the
 /// host's thread-local and static objects may call the library after a Buffer here would be gone. It is freed through
@@ -32,7 +33,7 @@ struct ThreadScratch {
   float* grow(Slot& slot, Index count) {
     if (!listed) {
       listed = abi::__cxa_thread_atexit([](void* self) { static_cast<ThreadScratch*>(self)->release(); }, this,
-                                        &__dso_handle) == 0;
+                                        &this_object) == 0;
     }
     release(slot);
     slot.data = static_cast<float*>(
