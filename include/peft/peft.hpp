@@ -27,6 +27,7 @@
 #include "peft/ops/rope.hpp"
 #include "peft/ops/attention.hpp"
 #include "peft/ops/swiglu.hpp"
+#include "peft/ops/activation.hpp"
 #include "peft/ops/add.hpp"
 #include "peft/ops/cross_entropy.hpp"
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "peft/core/activation.hpp"
 #include "peft/core/scalar.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -95,6 +96,10 @@ struct KernelTable {
   void (*rotate)(Index half, const float* cosine, const float* sine, float sign, float* x) noexcept;
   /// `bytes` bytes of keep bits, eight columns each.
   void (*dropout_row)(Index bytes, const DropoutRow& row, std::uint8_t* out) noexcept;
+  /// y[j] = f(x[j]); y may be x.
+  void (*activate)(Index n, Activation kind, const float* x, float* y) noexcept;
+  /// dx[j] = dy[j]·f'(x[j]); dx may be dy or x.
+  void (*activate_backward)(Index n, Activation kind, const float* dy, const float* x, float* dx) noexcept;
 };
 
 }  // namespace kernels
