@@ -24,6 +24,7 @@
 
 #include "peft/ops/embedding.hpp"
 #include "peft/ops/rms_norm.hpp"
+#include "peft/ops/layer_norm.hpp"
 #include "peft/ops/rope.hpp"
 #include "peft/ops/attention.hpp"
 #include "peft/ops/swiglu.hpp"

@@ -23,6 +23,7 @@
 #include "peft/ops/attention.hpp"
 #include "peft/ops/cross_entropy.hpp"
 #include "peft/ops/embedding.hpp"
+#include "peft/ops/layer_norm.hpp"
 #include "peft/ops/rms_norm.hpp"
 #include "peft/ops/rope.hpp"
 #include "peft/ops/swiglu.hpp"
@@ -197,6 +198,15 @@ void row_ops(Hash& hash, ExecutorRef executor) {
                             executor);
   hash.add(dx);
   hash.add(dweight.data(), static_cast<std::size_t>(n));
+  const Matrix<float> bias = numbers<float>(1, n, 55);
+  Buffer<float> dbias = Buffer<float>::zeros(n);
+  ops::layer_norm_forward<T>(x.view(), weight.flat(), bias.flat(), 1e-5f, y.view(), executor);
+  hash.add(y);
+  ops::layer_norm_backward<T>(dy.view(), x.view(), weight.flat(), 1e-5f, Accumulate::kAdd, dx.view(), dweight.view(),
+                              dbias.view(), executor);
+  hash.add(dx);
+  hash.add(dweight.data(), static_cast<std::size_t>(n));
+  hash.add(dbias.data(), static_cast<std::size_t>(n));
   ops::swiglu_forward<T>(x.view(), dy.view(), y.view(), executor);
   hash.add(y);
   ops::swiglu_backward<T>(dx.view(), x.view(), dy.view(), y.view(), other.view(), executor);
