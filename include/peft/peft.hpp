@@ -29,6 +29,7 @@
 #include "peft/ops/attention.hpp"
 #include "peft/ops/swiglu.hpp"
 #include "peft/ops/activation.hpp"
+#include "peft/ops/block_norm.hpp"
 #include "peft/ops/add.hpp"
 #include "peft/ops/cross_entropy.hpp"
 
@@ -44,6 +45,8 @@
 #include "peft/target_modules.hpp"
 #include "peft/dropout_mask.hpp"
 #include "peft/lora.hpp"
+#include "peft/adapter_config.hpp"
+#include "peft/adapter.hpp"
 
 #include "peft/named_adapter.hpp"
 #include "peft/selection.hpp"
