@@ -53,6 +53,7 @@
 #include "peft/adapted_linear.hpp"
 #include "peft/adapter_registry.hpp"
 #include "peft/merge.hpp"
+#include "peft/adapter_set.hpp"
 #include "peft/linear_cross_entropy.hpp"
 
 #include "peft/data/instruction_jsonl.hpp"
@@ -66,6 +67,7 @@
 #include "peft/eval/fact_accuracy.hpp"
 
 #include "peft/checkpoint/peft_directory.hpp"
+#include "peft/checkpoint/adapterhub_directory.hpp"
 #include "peft/checkpoint/train_state.hpp"
 #include "peft/pipeline/registry_loader.hpp"
 #include "peft/pipeline/trainer_checkpointing.hpp"

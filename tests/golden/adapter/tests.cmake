@@ -1,0 +1,1 @@
+peft_add_test(golden_adapter ${CMAKE_CURRENT_LIST_DIR}/adapter_golden_test.cpp LABELS golden)
