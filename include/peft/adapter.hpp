@@ -159,7 +159,7 @@ class Adapter {
       bottleneck_.backward(du, input.x, saved.bottleneck, Accumulate::kOverwrite, dsum.view(), executor);
     }
     if (norm_before) {
-      norm.backward(as_const(dsum.view()), as_const(input.sum.view()), Accumulate::kOverwrite, dsum.view(), executor);
+      norm.backward(as_const(dsum.view()), as_const(input.sum), Accumulate::kOverwrite, dsum.view(), executor);
     }
     if (input.kind == Residual::kSum) detail::add_rows<T>(da, as_const(dsum.view()), dsum.view(), executor);
     detail::add_rows<T>(as_const(dsum.view()), input.kind == Residual::kBranch ? da : MatrixView<const T>(), dh,
@@ -275,6 +275,28 @@ class Adapter {
     return da;
   }
 
+  /// Gradients of input_of given those of x and of a (no memory: none): dh is overwritten, dr added to; dx is used up.
+  template <class Norm>
+  void backward_input(const Input& input, Norm&& norm, MatrixView<T> dx, MatrixView<const T> da, MatrixView<T> dh,
+                      MatrixView<T> dr, ExecutorRef executor) const {
+    if (options_.is_parallel) {
+      fill_zero(dh);
+      detail::add_rows<T>(as_const(dx), as_const(dr), dr, executor);
+      return;
+    }
+    const bool given = da.data != nullptr;
+    if (options_.original_ln_before) {
+      if (given && input.kind == Residual::kInput) detail::add_rows<T>(da, as_const(dx), dx, executor);
+      if (has_norm<Norm>()) {
+        norm.backward(as_const(dx), as_const(input.sum), Accumulate::kOverwrite, dx, executor);
+      }
+      if (given && input.kind == Residual::kSum) detail::add_rows<T>(da, as_const(dx), dx, executor);
+      detail::add_rows<T>(as_const(dx), as_const(dr), dr, executor);
+    }
+    const bool own = given && (!options_.original_ln_before || input.kind == Residual::kBranch);
+    detail::add_rows<T>(as_const(dx), own ? da : MatrixView<const T>(), dh, executor);
+  }
+
   Bottleneck<T>& bottleneck() noexcept { return bottleneck_; }
   const Bottleneck<T>& bottleneck() const noexcept { return bottleneck_; }
 
@@ -284,6 +306,7 @@ class Adapter {
     return !std::same_as<std::remove_cvref_t<Norm>, ops::NoNorm>;
   }
   static MatrixView<const T> as_const(MatrixView<T> view) noexcept { return view; }
+  static MatrixView<const T> as_const(const Matrix<T>& matrix) noexcept { return matrix.view(); }
 
   Residual residual_kind() const noexcept {
     if (options_.is_parallel) return Residual::kNone;

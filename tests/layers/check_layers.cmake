@@ -11,7 +11,8 @@ set(room_parameter parameter loss_sum)
 set(room_linear linear low_rank_product low_rank_merge low_rank_factors dropout_mask dense_linear any_linear
   matrix_product)
 set(room_method_config module_selector module_pattern lora_config target_modules reduction_factor
-  adapter_config adapter_layout adapter_fusion_config)
+  adapter_config adapter_layout adapter_fusion_config
+  adapter_setup adapter_rows)
 set(room_method_part adapter_norm bottleneck)
 set(room_method lora adapter adapter_fusion linear_cross_entropy)
 set(room_attach named_adapter selection adapted_linear adapter_registry merge

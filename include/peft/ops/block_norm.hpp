@@ -21,10 +21,10 @@ concept BlockNorm = requires(N& norm, MatrixView<const T> x, MatrixView<T> y, Ac
 
 /// The block has no norm at this place (a pre-norm host such as Llama: the sum goes on as it is).
 struct NoNorm {
-  template <class T>
-  void forward(MatrixView<const T>, MatrixView<T>, ExecutorRef) const noexcept {}
-  template <class T>
-  void backward(MatrixView<const T>, MatrixView<const T>, Accumulate, MatrixView<T>, ExecutorRef) const noexcept {}
+  template <class X, class Y>
+  void forward(const X&, const Y&, ExecutorRef) const noexcept {}
+  template <class D, class X, class Y>
+  void backward(const D&, const X&, Accumulate, const Y&, ExecutorRef) const noexcept {}
 };
 
 /// A frozen layer norm in the host's memory.

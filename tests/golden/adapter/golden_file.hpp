@@ -36,6 +36,7 @@ class GoldenFile {
     for (const TensorRef& tensor : file_.tensors()) tensors_.emplace(tensor.name, &tensor);
   }
   bool has(const std::string& name) const { return tensors_.contains(name); }
+  Index parts(const std::string& name) const { return tensors_.at(name)->shape.front(); }
   /// Part `part` of a tensor whose first dimension counts parts, as a matrix [rest, last].
   Matrix<float> part(const std::string& name, Index part) const {
     INFO(name);
