@@ -217,10 +217,10 @@ inline std::vector<Vector> factors(const DropoutMask& dropout, Index rows, Index
   return result;
 }
 
-/// Largest |a − b| in units of the largest |b| (1 where b is all zero).
+/// Largest |a − b| in units of the largest |b|, which counts as `least` at least (1 where both are 0).
 template <class T>
-double relative_distance(const Matrix<T>& a, const Matrix<double>& b) {
-  double largest = 0, worst = 0;
+double relative_distance(const Matrix<T>& a, const Matrix<double>& b, double least = 0) {
+  double largest = least, worst = 0;
   for (Index i = 0; i < b.size(); ++i) {
     const double value = static_cast<double>(static_cast<Accumulator<T>>(a.flat()[i]));
     if (!(std::fabs(value) < 1e30)) return 1e30;  // NaN too

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <thread>
 
 #include "peft/adapter_set.hpp"
@@ -85,8 +86,10 @@ void compare(const AdapterConfig& config, NormKind kind, Index rows, Index hidde
       CHECK(relative_distance(dr, dr_want) <= bound);
       for (std::size_t i = 0; i < got.size(); ++i) {
         INFO("gradient " << i);
-        // The trained scaling's gradient sums products of both signs over all units.
-        CHECK(relative_distance(got[i], want[i]) <= (config.is_scaling_trained() ? 4 : 1) * bound);
+        // The gradient of one trained factor sums products of both signs over all rows and units; with ln_after, which
+        // takes any factor out again, to nearly nothing.
+        const bool one = i == 0 && config.is_scaling_trained() && std::get<std::string>(config.scaling) == "learned";
+        CHECK(relative_distance(got[i], want[i], one ? std::sqrt(static_cast<double>(rows * hidden)) : 0) <= bound);
       }
       first_gradients = gradients(adapter);
       first.push_back(std::move(y));
@@ -214,7 +217,7 @@ TEST_CASE("An adapter that starts at zero leaves the block as it was") {
 TEST_CASE("A set of adapters is swapped while other threads run: each pass sees one set whole") {
   // Set i moves every unit by i: passes must see all of one, whichever.
   constexpr Index kLayers = 3, kHidden = 16;
-  const auto make = [](int number) {
+  const auto make = [=](int number) {
     auto set = std::make_shared<AdapterSet<float>>("task", AdapterLayout::kLlama, AdapterConfig::double_seq_bn(), kHidden,
                                                    kLayers, static_cast<std::uint64_t>(number));
     set->for_each_parameter([&](const ParameterInfo& info, VectorView<float> value, VectorView<float>) {
@@ -224,6 +227,7 @@ TEST_CASE("A set of adapters is swapped while other threads run: each pass sees 
     return std::shared_ptr<const AdapterSet<float>>(std::move(set));
   };
   std::shared_ptr<const AdapterSet<float>> current = make(1);
+  std::mutex mutex;  // of the host's pointer
   std::atomic<bool> stop{false};
   std::atomic<int> passes{0}, wrong{0};
   std::vector<std::thread> threads;
@@ -231,7 +235,11 @@ TEST_CASE("A set of adapters is swapped while other threads run: each pass sees 
     threads.emplace_back([&] {
       Matrix<float> h = Matrix<float>::zeros(4, kHidden), r(4, kHidden), y(4, kHidden);
       while (!stop) {
-        const auto set = std::atomic_load(&current);
+        std::shared_ptr<const AdapterSet<float>> set;
+        {
+          const std::lock_guard lock(mutex);
+          set = current;
+        }
         r.fill_zero();
         for (Index layer = 0; layer < kLayers && set != nullptr; ++layer) {
           for (AdapterSite site : {AdapterSite::kAttention, AdapterSite::kOutput}) {
@@ -247,8 +255,9 @@ TEST_CASE("A set of adapters is swapped while other threads run: each pass sees 
     });
   }
   for (int i = 0; i < 200 || passes < 100; ++i) {
-    std::atomic_store(&current, i % 3 == 0 ? nullptr : make(i % 3));
-    std::this_thread::yield();
+    auto next = i % 3 == 0 ? nullptr : make(i % 3);
+    const std::lock_guard lock(mutex);
+    current = std::move(next);
   }
   stop = true;
   for (std::thread& thread : threads) thread.join();
