@@ -28,6 +28,7 @@ class InputFile {
   InputFile(const InputFile&) = delete;
   InputFile& operator=(const InputFile&) = delete;
   ~InputFile() { ::close(file_); }
+  int descriptor() const noexcept { return file_; }
   std::filesystem::path path() const { return "/proc/self/fd/" + std::to_string(file_); }
 
  private:

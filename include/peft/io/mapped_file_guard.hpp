@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 #include "peft/io/mapped_file.hpp"
 
@@ -35,6 +34,7 @@ class SignalMessage {
   void send() const noexcept {
     for (std::size_t sent = 0; sent < size_;) {
       const ssize_t count = ::write(STDERR_FILENO, bytes_ + sent, size_ - sent);
+      if (count < 0 && errno == EINTR) continue;
       if (count <= 0) return;
       sent += static_cast<std::size_t>(count);
     }
@@ -52,20 +52,23 @@ struct MappedFileGuard {
 inline constinit MappedFileGuard mapped_file_guard;
 
 inline void on_bus_error(int signal, siginfo_t* info, void* context) noexcept {
-  const auto address = reinterpret_cast<std::uintptr_t>(info->si_addr);
-  const MappedRanges::Range* range = info->si_code > 0 ? mapped_ranges.find(address) : nullptr;
-  if (range != nullptr) {
-    SignalMessage()
-        .text("error: reading ").text(range->path).text(": byte ")
-        .number(address - range->begin.load(std::memory_order_relaxed)).text(" of ").number(range->size)
-        .text(" is no longer there; the file was truncated, or its disk failed, while it was in use."
-              " Replace files by renaming, and run again.\n")
-        .send();
-    ::_exit(mapped_file_guard.exit_status);
+  // BUS_ADRERR: the address has no bytes behind it. Broken memory and signals that a process sent are others' business.
+  if (info->si_code == BUS_ADRERR) {
+    const MappedRanges::Place place = mapped_ranges.find(reinterpret_cast<std::uintptr_t>(info->si_addr));
+    if (place.range != nullptr) {
+      SignalMessage()
+          .text("error: reading ").text(place.range->path).text(": byte ").number(place.offset)
+          .text(" of ").number(place.range->size.load(std::memory_order_relaxed))
+          .text(" is no longer there; the file was truncated, or its disk failed, while it was in use."
+                " Replace files by renaming, and run again.\n")
+          .send();
+      ::_exit(mapped_file_guard.exit_status);
+    }
   }
   // Not ours: as it was before this guard.
   const struct sigaction& previous = mapped_file_guard.previous;
   if ((previous.sa_flags & SA_SIGINFO) != 0) return previous.sa_sigaction(signal, info, context);
+  if (previous.sa_handler == SIG_IGN && info->si_code <= 0) return;  // the system does not let a fault be ignored
   if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) return previous.sa_handler(signal);
   struct sigaction by_default {};
   by_default.sa_handler = SIG_DFL;
@@ -78,7 +81,8 @@ inline void on_bus_error(int signal, siginfo_t* info, void* context) noexcept {
 /// For a program's main: from now on, reading a MappedFile past the end of a file that has shrunk ends the process with a
 /// message on standard error and `exit_status` (EX_IOERR of sysexits.h) at once, without destructors: files that are being
 /// written stay what they were. A SIGBUS of another cause goes to the handler that was there before. Call it once,
-/// before threads that read; a library does not, since signals belong to the program. Throws IoError.
+/// before threads that read; a library does not, since signals belong to the program. It knows the files that this copy
+/// of the library maps: a shared object with hidden symbols has a copy, and a call, of its own. Throws IoError.
 inline void install_mapped_file_guard(int exit_status = 74) {
   detail::mapped_file_guard.exit_status = exit_status;
   struct sigaction action {};

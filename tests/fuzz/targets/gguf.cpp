@@ -9,7 +9,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   fuzz::attempt([&] {
     const auto file = peft::GgufFile::open(input.path());
     for (const peft::TensorRef& tensor : file.tensors()) fuzz::read_values(tensor);
-    fuzz::attempt([&] { peft_examples::open_gguf_model(input.path()); });
+    fuzz::attempt([&] { peft_examples::open_gguf_model(file); });
     fuzz::attempt([&] { fuzz::tokenize(peft_examples::read_tokenizer(file)); });
   });
   return 0;
