@@ -66,6 +66,9 @@ def make_adapter_config():
     put("adapter_config", "all_linear.json", json.dumps(dict(small, target_modules="all-linear", init_lora_weights="gaussian")))
     put("adapter_config", "dora.json", json.dumps(dict(small, use_dora=True)))
     put("adapter_config", "extremes.json", json.dumps(dict(small, r=10**30, lora_alpha=-1e308, lora_dropout=2)))
+    put("adapter_config", "slow_regex.json", json.dumps(dict(
+        small, target_modules="(.+)+x|.*(?=_proj)_proj", exclude_modules="(a?|b?){200}", rank_pattern={"(.*.*)*x": 2},
+        layers_to_transform=[1], layers_pattern=["(h|layers)", ".*.*.*"])))
     put("adapter_config", "deep.json", "[" * 200 + "]" * 200)
 
 
@@ -77,6 +80,7 @@ def make_instruction_jsonl():
     put("instruction_jsonl", "facts.jsonl", json.dumps(dict(record, facts=[1, None])) + "\n")
     put("instruction_jsonl", "twice.jsonl", '{"instruction":"a","instruction":"b","output":"c"}\n')
     put("instruction_jsonl", "bytes.jsonl", b'{"instruction":"\xff\xfe","output":"\\ud800"}\n')
+    put("instruction_jsonl", "large_number.jsonl", '{"instruction":"a","output":"b","more":-1e999}\n')
     put("instruction_jsonl", "deep.jsonl", '{"instruction":' + "[" * 300 + "]" * 300 + "}\n")
 
 

@@ -492,7 +492,8 @@ TEST_CASE("run folder: two hundred kills at random moments; each time the run go
   const auto begin = std::chrono::steady_clock::now();
   const Whole whole(settings);
   const auto duration = std::chrono::steady_clock::now() - begin;
-  const auto longest_pause = std::chrono::duration_cast<std::chrono::nanoseconds>(duration).count();
+  // On a machine that is busy with other things, kills come early rather than take minutes.
+  const auto longest_pause = std::min<std::int64_t>(std::chrono::nanoseconds(duration).count(), 200'000'000);
   const ScratchFolder scratch;
   Philox random(11);
   constexpr int kKills = 200;
