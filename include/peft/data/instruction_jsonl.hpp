@@ -7,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "peft/core/scalar.hpp"
@@ -27,16 +28,13 @@ namespace detail {
 
 /// nlohmann's parser with an ear for a name that an object has twice (the parser itself keeps the last one).
 inline nlohmann::json parse_line(const std::string& text, const std::string& where) {
-  std::vector<std::vector<std::string>> names;
+  std::vector<std::unordered_set<std::string>> names;  // of every object that is open
   const nlohmann::json::parser_callback_t listen = [&](int, nlohmann::json::parse_event_t event, nlohmann::json& value) {
     if (event == nlohmann::json::parse_event_t::object_start) names.emplace_back();
     if (event == nlohmann::json::parse_event_t::object_end) names.pop_back();
     if (event == nlohmann::json::parse_event_t::key) {
       const auto name = value.get<std::string>();
-      for (const std::string& other : names.back()) {
-        if (other == name) fail<FormatError>("{}: field \"{}\" stands there twice", where, name);
-      }
-      names.back().push_back(name);
+      if (!names.back().insert(name).second) fail<FormatError>("{}: field \"{}\" stands there twice", where, name);
     }
     return true;
   };
@@ -46,6 +44,8 @@ inline nlohmann::json parse_line(const std::string& text, const std::string& whe
     fail<FormatError>("{}, column {}: not valid JSON ({}); expected one object like {{\"instruction\": …, \"input\": …, "
                       "\"output\": …}}",
                       where, error.byte, error.what());
+  } catch (const nlohmann::json::out_of_range& error) {
+    fail<FormatError>("{}: a number is too large for a double ({})", where, error.what());
   }
 }
 

@@ -444,12 +444,12 @@ TEST_CASE("adapter folder: whatever call of a save fails, the old adapter or the
   CHECK(load(folder.path()) == 2);
 }
 
-TEST_CASE("adapter folder: fifty kills during saves leave an adapter that is loaded") {
+TEST_CASE("adapter folder: two hundred kills during saves leave an adapter that is loaded") {
   const ScratchFolder folder;
   save(folder.path(), 1);
   Index last = 1;
   Philox random(5);
-  for (int number = 0; number < 50; ++number) {
+  for (int number = 0; number < 200; ++number) {
     const pid_t child = ::fork();
     REQUIRE(child >= 0);
     if (child == 0) {
