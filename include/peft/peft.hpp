@@ -69,7 +69,9 @@
 #include "peft/eval/fact_accuracy.hpp"
 
 #include "peft/checkpoint/peft_directory.hpp"
+#include "peft/checkpoint/prompt_learning_directory.hpp"
 #include "peft/checkpoint/train_state.hpp"
 #include "peft/pipeline/registry_loader.hpp"
+#include "peft/pipeline/prompt_learning_loader.hpp"
 #include "peft/pipeline/trainer_checkpointing.hpp"
 

@@ -92,13 +92,15 @@ def case(name, config):
     tensors |= {"grad." + k: p.grad.clone() for k, p in parameters.items()}
     tensors["prompt_embeddings"] = model.get_prompt_embedding_to_save("default").clone()
 
-    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2, weight_decay=0.01)
+    biases = [p for k, p in parameters.items() if "bias" in k]  # without decay, as Hugging Face's trainer
+    weights = [p for k, p in parameters.items() if "bias" not in k]
+    optimizer = torch.optim.AdamW([dict(params=weights, weight_decay=0.01), dict(params=biases, weight_decay=0.0)], lr=1e-2)
     losses = []
     for _ in range(5):
         optimizer.zero_grad()
         loss, _, _ = loss_of()
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.step()
     assert losses[-1] < losses[0], losses
     tensors |= {"after." + k: p.detach().clone() for k, p in parameters.items()}
