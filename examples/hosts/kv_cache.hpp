@@ -2,6 +2,7 @@
 /// Keys and values of a sequence that a Llama host has read, and of what stands before it.
 
 #include <algorithm>
+#include <concepts>
 #include <memory>
 #include <utility>
 #include <vector>

@@ -4,10 +4,8 @@
 /// for all sequences: the host computes them once, as n rows behind the batch's own, whose keys and values all sequences
 /// see as their prefix.
 
-#include <algorithm>
 #include <cstdint>
 #include <memory>
-#include <string_view>
 #include <utility>
 #include <vector>
 

@@ -8,6 +8,7 @@
 /// rows while they are trained (encoders/prefix_encoder.hpp).
 /// Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 2021 (arXiv 2101.00190).
 
+#include <algorithm>
 #include <cstdint>
 #include <string_view>
 #include <utility>

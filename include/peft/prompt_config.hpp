@@ -2,6 +2,7 @@
 /// The configuration of prompt tuning, with the field names, meanings and defaults of Python PEFT's PromptTuningConfig.
 /// Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning", 2021 (arXiv 2104.08691).
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>

@@ -6,6 +6,7 @@
 /// Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning", 2021 (arXiv 2104.08691); Liu et al., "GPT
 /// Understands, Too", 2021 (arXiv 2103.10385).
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string_view>

@@ -2,6 +2,7 @@
 /// The configuration of P-tuning, with the field names, meanings and defaults of Python PEFT's PromptEncoderConfig.
 /// Liu et al., "GPT Understands, Too", 2021 (arXiv 2103.10385).
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>

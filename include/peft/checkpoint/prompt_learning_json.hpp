@@ -5,8 +5,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
-#include <span>
+#include <iterator>
+#include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -151,7 +152,7 @@ inline void refuse_unknown_fields(const Json& json, const Json& own, std::string
 
 }  // namespace detail
 
-/// The fields as PEFT writes them. Throws ConfigError where a field is out of range, not supported or no UTF-8.
+/// The fields as PEFT writes them, sorted by name. Throws ConfigError where a field is out of range, not supported or no UTF-8.
 inline Json prompt_learning_config_to_json(const PromptLearningConfig& config) {
   Json json = std::visit(
       [](const auto& c) {
@@ -165,7 +166,11 @@ inline Json prompt_learning_config_to_json(const PromptLearningConfig& config) {
   for (const auto& [name, value] : json.items()) {
     if (!detail::texts_are_utf8(value)) fail<ConfigError>("{} is {}; expected UTF-8", name, detail::shown(value));
   }
-  return json;
+  std::map<std::string, Json> fields;
+  for (auto& [name, value] : json.items()) fields.emplace(name, std::move(value));
+  Json sorted = Json::object();
+  for (auto& [name, value] : fields) sorted[name] = std::move(value);
+  return sorted;
 }
 
 /// Reads the fields and validates them; those that are missing have PEFT's defaults. `where` begins every message.

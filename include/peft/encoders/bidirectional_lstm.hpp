@@ -4,10 +4,12 @@
 ///   h_t = σ(o)·tanh(c_t);   a layer's output row is [h_t forward, h_t backward] [2H], which the next layer reads
 /// Saved for backward, per layer and direction: the four gates after their functions [n,4H], c [n,H]; per layer its input.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "peft/dropout_mask.hpp"

@@ -3,10 +3,12 @@
 ///   y = x·Wᵀ + b;   x [n,in], W [out,in], b [out], y [n,out]
 /// Nothing is saved for backward (x is the caller's): dW += dyᵀ·x,  db += Σ_i dy_i,  dx = dy·W
 
+#include <concepts>
 #include <string>
 #include <string_view>
 #include <utility>
 
+#include "peft/core/accumulate.hpp"
 #include "peft/core/buffer.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/core/rng.hpp"

@@ -110,8 +110,11 @@ TEMPLATE_TEST_CASE("virtual tokens equal peft's: logits, loss, every gradient, f
     }
     golden.model.for_each_parameter([&](const ParameterInfo& info, auto value, auto) {
       INFO(info.name);
-      // AdamW divides by the gradient's size: an element whose gradient is near 0 feels its rounding errors most.
-      CHECK(distance(value, matrix<float>(golden.file, "after." + Case<T>::key(info)).flat()) <= 1e-4);
+      // AdamW divides by the gradient's size: an element whose gradient is near 0 feels its rounding errors most. Against
+      // the way that the parameter has gone.
+      const Matrix<float> after = matrix<float>(golden.file, "after." + Case<T>::key(info));
+      const Matrix<float> start = matrix<float>(golden.file, "start." + Case<T>::key(info));
+      CHECK(distance(value, after.flat()) <= 2e-3 * distance(start.flat(), after.flat()));
     });
     CHECK(logits_distance(golden.model, golden.batch, golden.file, "after.logits") <= 1e-4);
   }
