@@ -42,6 +42,13 @@
 #include "peft/target_modules.hpp"
 #include "peft/dropout_mask.hpp"
 #include "peft/lora.hpp"
+#include "peft/kv_cache_like.hpp"
+#include "peft/prompt_host.hpp"
+#include "peft/prefix_config.hpp"
+#include "peft/prefix_cache.hpp"
+#include "peft/prompt_config.hpp"
+#include "peft/prompt_encoder_config.hpp"
+#include "peft/prompt_embedding.hpp"
 
 #include "peft/named_adapter.hpp"
 #include "peft/selection.hpp"
@@ -53,6 +60,7 @@
 #include "peft/data/instruction_jsonl.hpp"
 #include "peft/data/prompt_template.hpp"
 #include "peft/data/instruction_data.hpp"
+#include "peft/train/virtual_tokens.hpp"
 #include "peft/train/trainer.hpp"
 #include "peft/train/loss_svg.hpp"
 #include "peft/eval/perplexity.hpp"
@@ -61,7 +69,9 @@
 #include "peft/eval/fact_accuracy.hpp"
 
 #include "peft/checkpoint/peft_directory.hpp"
+#include "peft/checkpoint/prompt_learning_directory.hpp"
 #include "peft/checkpoint/train_state.hpp"
 #include "peft/pipeline/registry_loader.hpp"
+#include "peft/pipeline/prompt_learning_loader.hpp"
 #include "peft/pipeline/trainer_checkpointing.hpp"
 

@@ -10,7 +10,9 @@
 #include <algorithm>
 #include <cmath>
 #include <span>
+#include <vector>
 
+#include "peft/core/buffer.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/core/rounded.hpp"
 #include "peft/ops/attention_reference.hpp"
@@ -174,7 +176,8 @@ void forward_head(const kernels::KernelTable& t, MatrixView<const T> q, const At
 template <Scalar T>
 void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, MatrixView<const T> q,
                    MatrixView<const T> out, MatrixView<const float> log_sum_exp, const AttentionSegment<T>& s,
-                   const AttentionShape& shape, Index head, MatrixView<T> dq, const AttentionGradSegment<T>& grad) {
+                   const AttentionShape& shape, Index head, MatrixView<T> dq, const AttentionGradSegment<T>& grad,
+                   float* prefix_aside) {
   const Index d = shape.head_dim, group = shape.query_heads / shape.kv_heads;
   const Index prefix = s.prefix_keys.rows, keys = prefix + s.keys.rows;
   const Index room = HeadRows<T>::memory(s, d), panels = RowDots::memory(t, s.query_count, keys, d);
@@ -223,13 +226,23 @@ void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, Mat
       for (Index i = 0; i < rows; ++i) t.narrow(d, dq_memory + i * d, dtype_of<T>(), dq.row(token + i) + h * d);
     }
   }
-  for (Index j = 0; j < prefix; ++j) {
-    if (grad.d_prefix_keys.data != nullptr) t.add(d, dk + j * d, grad.d_prefix_keys.row(j) + head * d);
-    if (grad.d_prefix_values.data != nullptr) t.add(d, dv + j * d, grad.d_prefix_values.row(j) + head * d);
+  if (grad.d_prefix_keys.data != nullptr || grad.d_prefix_values.data != nullptr) {
+    std::copy_n(dk, prefix * d, prefix_aside);
+    std::copy_n(dv, prefix * d, prefix_aside + prefix * d);
   }
   for (Index j = 0; j < s.keys.rows; ++j) {
     t.narrow(d, dk + (prefix + j) * d, dtype_of<T>(), grad.d_keys.row(j) + head * d);
     t.narrow(d, dv + (prefix + j) * d, dtype_of<T>(), grad.d_values.row(j) + head * d);
+  }
+}
+
+/// Adds what backward_head put aside for one head of one segment: dk, then dv, [prefix, d] each.
+template <Scalar T>
+void add_prefix_gradients(const kernels::KernelTable& t, const float* aside, Index prefix, Index head, Index d,
+                          const AttentionGradSegment<T>& grad) {
+  for (Index j = 0; j < prefix; ++j) {
+    if (grad.d_prefix_keys.data != nullptr) t.add(d, aside + j * d, grad.d_prefix_keys.row(j) + head * d);
+    if (grad.d_prefix_values.data != nullptr) t.add(d, aside + (prefix + j) * d, grad.d_prefix_values.row(j) + head * d);
   }
 }
 
@@ -276,15 +289,26 @@ void attention_backward(MatrixView<const T> d_out, MatrixView<const T> q, Matrix
   } else {
     const kernels::KernelTable& t = kernels::table();
     const auto count = static_cast<Index>(segments.size());
-    bool shared = false;  // a prefix's gradient has one owner per head: the segments then follow one another
-    for (const auto& grad : grads) shared |= grad.d_prefix_keys.data != nullptr || grad.d_prefix_values.data != nullptr;
-    const Index per_task = shared ? count : 1;
-    parallel_for(executor, shape.kv_heads * (count / std::max<Index>(per_task, 1)), [&](Index task) {
-      const Index first = task / shape.kv_heads * per_task;
-      for (Index i = first; i < first + per_task; ++i) {
-        const auto at = static_cast<std::size_t>(i);
-        detail::backward_head<T>(t, d_out, q, out, log_sum_exp, segments[at], shape, task % shape.kv_heads, dq,
-                                 grads[at]);
+    // A prefix's gradient has one owner per head: tasks put theirs aside, and they are added in the order of the segments.
+    std::vector<Index> places(segments.size() + 1, 0);
+    for (std::size_t i = 0; i < segments.size(); ++i) {
+      const bool wanted = grads[i].d_prefix_keys.data != nullptr || grads[i].d_prefix_values.data != nullptr;
+      places[i + 1] = places[i] + (wanted ? 2 * segments[i].prefix_keys.rows * shape.head_dim : 0);
+    }
+    Buffer<float> aside(places.back() * shape.kv_heads);
+    const auto aside_of = [&](std::size_t segment, Index head) {
+      return aside.data() + head * places.back() + places[segment];
+    };
+    parallel_for(executor, count * shape.kv_heads, [&](Index task) {
+      const auto at = static_cast<std::size_t>(task / shape.kv_heads);
+      const Index head = task % shape.kv_heads;
+      detail::backward_head<T>(t, d_out, q, out, log_sum_exp, segments[at], shape, head, dq, grads[at],
+                               aside_of(at, head));
+    });
+    if (places.back() == 0) return;
+    parallel_for(executor, shape.kv_heads, [&](Index head) {
+      for (std::size_t i = 0; i < segments.size(); ++i) {
+        detail::add_prefix_gradients<T>(t, aside_of(i, head), segments[i].prefix_keys.rows, head, shape.head_dim, grads[i]);
       }
     });
   }
