@@ -183,6 +183,7 @@ TEST_CASE("what is saved is what the committed folders hold, which peft loads") 
     model.logits(batch, logits);
     if (update) {
       const std::filesystem::path path = out / (name + "_logits.safetensors");
+      std::filesystem::remove(path);  // a FileWriter makes new files only
       FileWriter file(path, path);
       write_safetensors(file, std::vector<TensorRef>{tensor_ref<float>("logits", std::as_const(logits).view())});
       file.finish();
