@@ -156,6 +156,8 @@ def make_gguf():
                               [("f32", [4], 0, bytes(16)), ("f16", [2, 2], 1, bytes(8)), ("q4_0", [32], 2, bytes(18)),
                                ("q4_1", [32, 1], 3, bytes(20)), ("q8_0", [64], 8, bytes(68)), ("bf16", [2], 30, bytes(4)),
                                ("q6_k", [256], 14, bytes(210))]))
+    put("gguf", "nothing", gguf({}, [("wide", [(1 << 63) - 4, 0], 0, b""), ("tall", [0, (1 << 63) - 4], 0, b""),
+                                     ("blocks", [(1 << 63) - 32, 0], 8, b"")]))
     tokens = [*printable(), "th", "<|im_start|>", "<|im_end|>"]
     metadata = {"general.architecture": (TEXT, "llama"), "llama.context_length": (U32, 64),
                 "llama.embedding_length": (U32, 4), "llama.block_count": (U32, 1), "llama.feed_forward_length": (U32, 4),
