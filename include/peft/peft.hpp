@@ -30,6 +30,7 @@
 #include "peft/ops/swiglu.hpp"
 #include "peft/ops/activation.hpp"
 #include "peft/ops/add.hpp"
+#include "peft/ops/dropout.hpp"
 #include "peft/ops/cross_entropy.hpp"
 
 #include "peft/parameter.hpp"

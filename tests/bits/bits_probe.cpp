@@ -23,6 +23,7 @@
 #include "peft/ops/attention.hpp"
 #include "peft/ops/cross_entropy.hpp"
 #include "peft/ops/embedding.hpp"
+#include "peft/ops/dropout.hpp"
 #include "peft/ops/layer_norm.hpp"
 #include "peft/ops/rms_norm.hpp"
 #include "peft/ops/rope.hpp"
@@ -241,6 +242,15 @@ void attention(Hash& hash, ExecutorRef executor) {
   ops::attention_backward<T>(d_out.view(), q.view(), std::as_const(out).view(), std::as_const(log_sum).view(), all,
                              shape, dq.view(), grads, executor);
   for (const Matrix<T>* one : {&out, &dq, &dk, &dv}) hash.add(*one);
+  ops::AttentionShape dropped = shape;
+  dropped.dropout = 0.2f;
+  dropped.dropout_key = {9, 2, 7, 30};
+  ops::attention_forward<T>(q.view(), all, dropped, out.view(), log_sum.view(), executor);
+  ops::attention_backward<T>(d_out.view(), q.view(), std::as_const(out).view(), std::as_const(log_sum).view(), all,
+                             dropped, dq.view(), grads, executor);
+  for (const Matrix<T>* one : {&out, &dq, &dk, &dv}) hash.add(*one);
+  ops::dropout<T>(out.view(), 0.2f, dropped.dropout_key, executor);
+  hash.add(out);
   for (const Matrix<float>* one : {&log_sum, &d_prefix_k, &d_prefix_v}) hash.add(*one);
 }
 

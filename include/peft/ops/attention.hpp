@@ -73,6 +73,9 @@ inline void all_dots(const kernels::KernelTable& t, const float* x, Index x_stri
   }
 }
 
+/// Floats that hold the bits of one row of a dropout mask.
+constexpr Index bit_floats(Index keys) noexcept { return (keys + 31) / 32; }
+
 /// Keys that row `i` of the segment's queries sees, the prefix among them.
 template <Scalar T>
 Index visible_keys(const AttentionSegment<T>& s, Index i, bool causal) noexcept {
@@ -85,12 +88,13 @@ void forward_head(const kernels::KernelTable& t, MatrixView<const T> q, const At
   const Index d = shape.head_dim, group = shape.query_heads / shape.kv_heads;
   const Index keys = s.prefix_keys.rows + s.keys.rows;
   const Index room = HeadRows<T>::memory(s, d);
-  float* memory = kernels::scratch(kernels::ScratchSlot::kTile, 2 * room + kQueryRows * (keys + 2 * d));
+  float* memory = kernels::scratch(kernels::ScratchSlot::kTile, 2 * room + kQueryRows * (keys + 2 * d) + bit_floats(keys));
   const HeadRows<T> k(t, s.prefix_keys, s.keys, head, d, memory);
   const HeadRows<T> v(t, s.prefix_values, s.values, head, d, memory + room);
   float* scores = memory + 2 * room;
   float* query_memory = scores + kQueryRows * keys;
   float* sums = query_memory + kQueryRows * d;
+  auto* const bits = reinterpret_cast<std::uint8_t*>(sums + kQueryRows * d);
   for (Index h = head * group; h < (head + 1) * group; ++h) {
     for (Index first = 0; first < s.query_count; first += kQueryRows) {
       const Index rows = std::min(kQueryRows, s.query_count - first);
@@ -105,6 +109,7 @@ void forward_head(const kernels::KernelTable& t, MatrixView<const T> q, const At
         t.scale(own, shape.scale, row);
         const float largest = t.max(own, row);
         const float sum = t.exp_sum(own, row, largest, row);
+        if (shape.dropout > 0.0f) drop_keys(shape, s.query_first + first + i, h, own, bits, row);
         std::fill(row + own, row + seen, 0.0f);
         inverse[i] = quotient(1.0f, sum);
         if (log_sum_exp.data != nullptr) log_sum_exp(s.query_first + first + i, h) = rounded(largest + std::log(sum));
@@ -126,7 +131,8 @@ void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, Mat
   const Index prefix = s.prefix_keys.rows, keys = prefix + s.keys.rows;
   const Index room = HeadRows<T>::memory(s, d);
   float* memory =
-      kernels::scratch(kernels::ScratchSlot::kTile, 2 * room + 2 * keys * d + kQueryRows * (2 * keys + 4 * d));
+      kernels::scratch(kernels::ScratchSlot::kTile,
+                       2 * room + 2 * keys * d + kQueryRows * (2 * keys + 4 * d) + bit_floats(keys));
   const HeadRows<T> k(t, s.prefix_keys, s.keys, head, d, memory);
   const HeadRows<T> v(t, s.prefix_values, s.values, head, d, memory + room);
   float* dk = memory + 2 * room;
@@ -137,6 +143,7 @@ void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, Mat
   float* upper_memory = query_memory + kQueryRows * d;
   float* out_memory = upper_memory + kQueryRows * d;
   float* dq_memory = out_memory + kQueryRows * d;
+  auto* const bits = reinterpret_cast<std::uint8_t*>(dq_memory + kQueryRows * d);
   std::fill_n(dk, 2 * keys * d, 0.0f);
   for (Index h = head * group; h < (head + 1) * group; ++h) {
     for (Index first = 0; first < s.query_count; first += kQueryRows) {
@@ -155,7 +162,9 @@ void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, Mat
         t.exp_sum(own, p_row, log_sum_exp(token + i, h), p_row);
         std::fill(p_row + own, p_row + seen, 0.0f);
         const float delta = t.dot(d, upper + i * upper_stride, y + i * y_stride);
+        if (shape.dropout > 0.0f) drop_keys(shape, token + i, h, own, bits, ds_row);
         t.softmax_backward(own, p_row, delta, shape.scale, ds_row);
+        if (shape.dropout > 0.0f) drop_keys(shape, token + i, h, own, bits, p_row);
         std::fill(ds_row + own, ds_row + seen, 0.0f);
       }
       t.outer_update(rows, seen, d, p, keys, 1, upper, upper_stride, dv, d);
