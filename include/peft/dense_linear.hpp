@@ -135,12 +135,24 @@ class DenseLinear {
   /// dbias += Σ dy over the rows, into bias_grad(). Throws ShapeError, also where there is no bias.
   template <Scalar T>
     requires kTakes<T>
-  void backward_bias(MatrixView<const T> dy) {
+  void backward_bias(MatrixView<const T> dy, ExecutorRef executor = default_executor()) {
     detail::check_shape("DenseLinear::backward_bias", "dy", dy, dy.rows, bias_.size());
     if (bias_grad_.empty()) bias_grad_ = Buffer<accumulator_type>::zeros(bias_.size());
-    for (Index i = 0; i < dy.rows; ++i) {
-      for (Index j = 0; j < dy.cols; ++j) bias_grad_[j] += static_cast<accumulator_type>(dy(i, j));
-    }
+    constexpr Index kColumns = 256;  // every column has one owner
+    parallel_for_ranges(executor, dy.cols, kColumns, [&](Index first, Index last) {
+      if constexpr (kDouble) {
+        for (Index i = 0; i < dy.rows; ++i) {
+          for (Index j = first; j < last; ++j) bias_grad_[j] += dy(i, j);
+        }
+      } else {
+        const kernels::KernelTable& t = kernels::table();
+        float row[kColumns];
+        for (Index i = 0; i < dy.rows; ++i) {
+          t.widen(last - first, dy.row(i) + first, dtype_of<T>(), row);
+          t.add(last - first, row, bias_grad_.data() + first);
+        }
+      }
+    });
   }
   /// [out], or empty before the first backward_bias.
   Buffer<accumulator_type>& bias_grad() noexcept { return bias_grad_; }
