@@ -4,6 +4,7 @@
 //
 //   example_02_classify_questions MODEL TRAIN.jsonl VAL.jsonl TEST.jsonl [method=lora|full|head] [epochs=5]
 //       [learning_rate=1e-3] [seed=0] [r=8] [lora_alpha=16] [batch=16] [max_length=128] [max_steps=-1]
+//       [dropout=P: the base's in training, instead of its configuration's]
 
 #include <cstdio>
 #include <exception>
@@ -28,7 +29,8 @@ using Model = peft_examples::BertForSequenceClassification<float>;
 std::map<std::string, std::string> settings(int argc, char** argv) {
   std::map<std::string, std::string> values{{"method", "lora"}, {"epochs", "5"}, {"learning_rate", "1e-3"},
                                             {"seed", "0"},      {"r", "8"},      {"lora_alpha", "16"},
-                                            {"batch", "16"},    {"max_length", "128"}, {"max_steps", "-1"}};
+                                            {"batch", "16"},    {"max_length", "128"}, {"max_steps", "-1"},
+                                            {"dropout", ""}};
   for (int i = 5; i < argc; ++i) {
     const std::string argument = argv[i];
     const std::size_t equals = argument.find('=');
@@ -70,6 +72,10 @@ int run(int argc, char** argv) {
                            test = data(read_labelled_jsonl(argv[4]));
 
   Model model = peft_examples::load_bert_classifier<float>(peft_examples::open_bert_folder(argv[1]), labels.size(), seed);
+  if (!values["dropout"].empty()) {
+    const float p = std::stof(values["dropout"]);
+    model.encoder().set_dropout(p, p, p);
+  }
   AdapterRegistry<float> registry;
   const std::string& method = values["method"];
   if (method == "lora") {
