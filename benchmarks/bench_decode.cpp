@@ -54,7 +54,7 @@ class Decoder {
 
   /// The likeliest token after the last one; a full cache starts again behind the prompt.
   void token() {
-    if (cache_.length == cache_.capacity) cache_.length = kPrompt;
+    if (cache_.length() == cache_.capacity()) cache_.rewind(kPrompt);
     feed(1);
   }
 

@@ -77,6 +77,10 @@ class KvCache {
     }
     l.filled += keys.rows;
   }
+  /// Forgets all tokens but the first `length` (which must be there): the next one takes the place behind them.
+  void rewind(Index length) noexcept {
+    for (Layer& layer : layers_) layer.filled = length;
+  }
 
  private:
   struct Layer {

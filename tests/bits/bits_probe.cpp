@@ -23,6 +23,8 @@
 #include "peft/ops/attention.hpp"
 #include "peft/ops/cross_entropy.hpp"
 #include "peft/ops/embedding.hpp"
+#include "peft/ops/dropout.hpp"
+#include "peft/ops/layer_norm.hpp"
 #include "peft/ops/rms_norm.hpp"
 #include "peft/ops/rope.hpp"
 #include "peft/ops/swiglu.hpp"
@@ -237,6 +239,15 @@ void row_ops(Hash& hash, ExecutorRef executor) {
                             executor);
   hash.add(dx);
   hash.add(dweight.data(), static_cast<std::size_t>(n));
+  const Matrix<float> bias = numbers<float>(1, n, 55);
+  Buffer<float> dbias = Buffer<float>::zeros(n);
+  ops::layer_norm_forward<T>(x.view(), weight.flat(), bias.flat(), 1e-5f, y.view(), executor);
+  hash.add(y);
+  ops::layer_norm_backward<T>(dy.view(), x.view(), weight.flat(), 1e-5f, Accumulate::kAdd, dx.view(), dweight.view(),
+                              dbias.view(), executor);
+  hash.add(dx);
+  hash.add(dweight.data(), static_cast<std::size_t>(n));
+  hash.add(dbias.data(), static_cast<std::size_t>(n));
   ops::swiglu_forward<T>(x.view(), dy.view(), y.view(), executor);
   hash.add(y);
   ops::swiglu_backward<T>(dx.view(), x.view(), dy.view(), y.view(), other.view(), executor);
@@ -271,6 +282,15 @@ void attention(Hash& hash, ExecutorRef executor) {
   ops::attention_backward<T>(d_out.view(), q.view(), std::as_const(out).view(), std::as_const(log_sum).view(), all,
                              shape, dq.view(), grads, executor);
   for (const Matrix<T>* one : {&out, &dq, &dk, &dv}) hash.add(*one);
+  ops::AttentionShape dropped = shape;
+  dropped.dropout = 0.2f;
+  dropped.dropout_key = {9, 2, 7, 30};
+  ops::attention_forward<T>(q.view(), all, dropped, out.view(), log_sum.view(), executor);
+  ops::attention_backward<T>(d_out.view(), q.view(), std::as_const(out).view(), std::as_const(log_sum).view(), all,
+                             dropped, dq.view(), grads, executor);
+  for (const Matrix<T>* one : {&out, &dq, &dk, &dv}) hash.add(*one);
+  ops::dropout<T>(out.view(), 0.2f, dropped.dropout_key, executor);
+  hash.add(out);
   for (const Matrix<float>* one : {&log_sum, &d_prefix_k, &d_prefix_v}) hash.add(*one);
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "peft/core/activation.hpp"
 #include "peft/core/scalar.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -95,6 +96,25 @@ struct KernelTable {
   void (*rotate)(Index half, const float* cosine, const float* sine, float sign, float* x) noexcept;
   /// `bytes` bytes of keep bits, eight columns each.
   void (*dropout_row)(Index bytes, const DropoutRow& row, std::uint8_t* out) noexcept;
+  /// y[j] = f(x[j]); y may be x.
+  void (*activate)(Index n, Activation kind, const float* x, float* y) noexcept;
+  /// dx[j] = dy[j]·f'(x[j]); dx may be dy or x.
+  void (*activate_backward)(Index n, Activation kind, const float* dy, const float* x, float* dx) noexcept;
+  float (*sum)(Index n, const float* x) noexcept;
+  /// Σ (x[j] − from)²
+  float (*squared_distance)(Index n, const float* x, float from) noexcept;
+  /// y[j] = x̂[j]·w[j] + b[j], x̂ = (x − mean)·factor; b may be null. y may be x.
+  void (*layer_norm)(Index n, const float* x, float mean, float factor, const float* w, const float* b,
+                     float* y) noexcept;
+  /// sums[0] = Σ dy·w, sums[1] = Σ dy·w·x̂
+  void (*layer_norm_sums)(Index n, const float* dy, const float* w, const float* x, float mean, float factor,
+                          float* sums) noexcept;
+  /// dx[j] (+)= factor·(dy[j]·w[j] − mean_plain − x̂[j]·mean_along)
+  void (*layer_norm_backward)(Index n, const float* dy, const float* w, const float* x, float mean, float factor,
+                              float mean_plain, float mean_along, bool accumulate, float* dx) noexcept;
+  /// dw[j] += dy[j]·x̂[j]; db[j] += dy[j]. Either may be null.
+  void (*layer_norm_gradients)(Index n, const float* dy, const float* x, float mean, float factor, float* dw,
+                               float* db) noexcept;
 };
 
 }  // namespace kernels

@@ -124,6 +124,9 @@ class RowDots {
   float* panels_;
 };
 
+/// Floats that hold the bits of one row of a dropout mask.
+constexpr Index bit_floats(Index keys) noexcept { return (keys + 31) / 32; }
+
 /// Keys that row `i` of the segment's queries sees, the prefix among them.
 template <Scalar T>
 Index visible_keys(const AttentionSegment<T>& s, Index i, bool causal) noexcept {
@@ -138,7 +141,7 @@ void forward_head(const kernels::KernelTable& t, MatrixView<const T> q, const At
   const Index room = HeadRows<T>::memory(s, d), panels = RowDots::memory(t, s.query_count, keys, d);
   const Index stride = RowDots::score_stride(t, keys), score_rows = RowDots::score_rows(t);
   float* memory = kernels::scratch(kernels::ScratchSlot::kTile, 2 * room + panels + score_rows * (stride + d) +
-                                                                    2 * kQueryRows * d + t.tile_rows);
+                                                                    2 * kQueryRows * d + t.tile_rows + bit_floats(keys));
   const HeadRows<T> k(t, s.prefix_keys, s.keys, head, d, memory);
   const HeadRows<T> v(t, s.prefix_values, s.values, head, d, memory + room);
   const RowDots key_dots(t, k.data, k.stride, s.query_count, keys, d, memory + 2 * room);
@@ -146,6 +149,7 @@ void forward_head(const kernels::KernelTable& t, MatrixView<const T> q, const At
   float* query_memory = scores + score_rows * stride;
   float* sums = query_memory + kQueryRows * d;
   float* packed = sums + kQueryRows * d;
+  auto* const bits = reinterpret_cast<std::uint8_t*>(packed + score_rows * d + t.tile_rows);
   for (Index h = head * group; h < (head + 1) * group; ++h) {
     for (Index first = 0; first < s.query_count; first += kQueryRows) {
       const Index rows = std::min(kQueryRows, s.query_count - first);
@@ -160,6 +164,7 @@ void forward_head(const kernels::KernelTable& t, MatrixView<const T> q, const At
         t.scale(own, shape.scale, row);
         const float largest = t.max(own, row);
         const float sum = t.exp_sum(own, row, largest, row);
+        if (shape.dropout > 0.0f) drop_keys(shape, s.query_first + first + i, h, own, bits, row);
         std::fill(row + own, row + seen, 0.0f);
         inverse[i] = quotient(1.0f, sum);
         if (log_sum_exp.data != nullptr) log_sum_exp(s.query_first + first + i, h) = rounded(largest + std::log(sum));
@@ -184,7 +189,8 @@ void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, Mat
   const Index stride = RowDots::score_stride(t, keys), score_rows = RowDots::score_rows(t);
   float* memory = kernels::scratch(
       kernels::ScratchSlot::kTile,
-      2 * (room + panels + keys * d + score_rows * stride) + 4 * kQueryRows * d + score_rows * d + t.tile_rows);
+      2 * (room + panels + keys * d + score_rows * stride) + 4 * kQueryRows * d + score_rows * d + t.tile_rows +
+          bit_floats(keys));
   const HeadRows<T> k(t, s.prefix_keys, s.keys, head, d, memory);
   const HeadRows<T> v(t, s.prefix_values, s.values, head, d, memory + room);
   const RowDots key_dots(t, k.data, k.stride, s.query_count, keys, d, memory + 2 * room);
@@ -198,6 +204,7 @@ void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, Mat
   float* out_memory = upper_memory + kQueryRows * d;
   float* dq_memory = out_memory + kQueryRows * d;
   float* packed = dq_memory + kQueryRows * d;
+  auto* const bits = reinterpret_cast<std::uint8_t*>(packed + score_rows * d + t.tile_rows);
   std::fill_n(dk, 2 * keys * d, 0.0f);
   for (Index h = head * group; h < (head + 1) * group; ++h) {
     for (Index first = 0; first < s.query_count; first += kQueryRows) {
@@ -216,7 +223,9 @@ void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, Mat
         t.exp_sum(own, p_row, log_sum_exp(token + i, h), p_row);
         std::fill(p_row + own, p_row + seen, 0.0f);
         const float delta = t.dot(d, upper + i * upper_stride, y + i * y_stride);
+        if (shape.dropout > 0.0f) drop_keys(shape, token + i, h, own, bits, ds_row);
         t.softmax_backward(own, p_row, delta, shape.scale, ds_row);
+        if (shape.dropout > 0.0f) drop_keys(shape, token + i, h, own, bits, p_row);
         std::fill(ds_row + own, ds_row + seen, 0.0f);
       }
       t.outer_update(rows, seen, d, p, stride, 1, upper, upper_stride, dv, d);

@@ -93,6 +93,10 @@ PEFT_ALWAYS_INLINE V vzero_where(V x, float equal, V v) noexcept {
   const __m256i same = _mm256_cmpeq_epi32(_mm256_castps_si256(x), _mm256_castps_si256(_mm256_set1_ps(equal)));
   return _mm256_andnot_ps(_mm256_castsi256_ps(same), v);
 }
+PEFT_ALWAYS_INLINE V vwhere_positive(V x, V a, V b) noexcept {
+  const __m256i positive = _mm256_cmpgt_epi32(_mm256_castps_si256(x), _mm256_setzero_si256());
+  return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(positive));
+}
 PEFT_ALWAYS_INLINE float vsum(V a) noexcept {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   PEFT_OPAQUE_VECTOR(s);

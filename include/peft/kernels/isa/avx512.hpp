@@ -97,6 +97,9 @@ PEFT_ALWAYS_INLINE V vzero_where(V x, float equal, V v) noexcept {
   return _mm512_maskz_mov_ps(_mm512_cmpneq_epi32_mask(_mm512_castps_si512(x), _mm512_castps_si512(_mm512_set1_ps(equal))),
                              v);
 }
+PEFT_ALWAYS_INLINE V vwhere_positive(V x, V a, V b) noexcept {
+  return _mm512_mask_blend_ps(_mm512_cmpgt_epi32_mask(_mm512_castps_si512(x), _mm512_setzero_si512()), b, a);
+}
 PEFT_ALWAYS_INLINE __m256 lower_half(V a) noexcept { return _mm512_maskz_extractf32x8_ps(kAll8, a, 0); }
 PEFT_ALWAYS_INLINE __m256 upper_half(V a) noexcept { return _mm512_maskz_extractf32x8_ps(kAll8, a, 1); }
 PEFT_ALWAYS_INLINE float vsum(V a) noexcept {

@@ -66,6 +66,8 @@ PEFT_ALWAYS_INLINE V vpow2(V n) noexcept {
 PEFT_ALWAYS_INLINE V vzero_where(V x, float equal, V v) noexcept {
   return std::bit_cast<std::uint32_t>(x) == std::bit_cast<std::uint32_t>(equal) ? 0.0f : v;
 }
+/// a where x > 0 (or a NaN without a sign), else b.
+PEFT_ALWAYS_INLINE V vwhere_positive(V x, V a, V b) noexcept { return std::bit_cast<std::int32_t>(x) > 0 ? a : b; }
 PEFT_ALWAYS_INLINE float vsum(V a) noexcept { return a; }
 PEFT_ALWAYS_INLINE float vlargest(V a) noexcept { return a; }
 PEFT_ALWAYS_INLINE void vsum_squares(V a, double* lanes) noexcept {
