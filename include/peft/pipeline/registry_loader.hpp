@@ -19,24 +19,14 @@ PEFT_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// An adapter's matrices without gradients, which an adapter that only serves never gets.
+/// An adapter's weights without gradients, which an adapter that only serves never gets.
 template <Scalar T>
 struct AdapterWeights {
   NamedAdapter<T>& adapter;
 
   template <class Visitor>
   void for_each_parameter(Visitor&& visit) {
-    adapter.for_each_module([&](const std::string& module, Lora<T>& lora) {
-      visit_one(visit, module + ".lora_A.weight", ParameterRole::kLoraA, lora.a());
-      visit_one(visit, module + ".lora_B.weight", ParameterRole::kLoraB, lora.b());
-    });
-  }
-
- private:
-  using A = Accumulator<T>;
-  template <class Visitor>
-  static void visit_one(Visitor& visit, const std::string& name, ParameterRole role, Matrix<A>& value) {
-    visit(ParameterInfo{name, role, true, value.rows(), value.cols()}, value.flat(), VectorView<A>());
+    adapter.for_each_weight(visit);
   }
 };
 
