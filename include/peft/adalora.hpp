@@ -32,9 +32,9 @@ class AdaLora {
       : alpha_(lora_alpha > 0 ? lora_alpha : static_cast<double>(r)),
         initial_rank_(initial_rank > 0 ? initial_rank : r),
         dropout_(dropout) {
-    if (in_features < 1 || out_features < 1 || r < 1) {
-      fail<ConfigError>("AdaLora: in_features {}, out_features {}, r {}; expected each at least 1", in_features,
-                        out_features, r);
+    if (in_features < 1 || out_features < 1 || r < 0) {
+      fail<ConfigError>("AdaLora: in_features {}, out_features {}, r {}; expected each at least 1 (r: 0)",
+                        in_features, out_features, r);
     }
     if (!is_finite(dropout) || dropout < 0.0f || dropout >= 1.0f) {
       fail<ConfigError>("AdaLora: dropout is {}; expected a probability p with 0 <= p < 1", dropout);

@@ -177,6 +177,7 @@ class UpdateModel : public LinearUpdate<T> {
     if constexpr (OwnTerms<U, T>) {
       terms.push_back({u.a_view(), u.b_view(), static_cast<A>(u.scaling() * weight)});
     } else if constexpr (FactoredUpdate<U, T>) {
+      if (u.rank() == 0) return;
       u.make_factors(scratch.a, scratch.b);
       const Factors<A> f = u.factors(std::as_const(scratch.a), std::as_const(scratch.b));
       terms.push_back({f.a, f.b, static_cast<A>(f.scale * static_cast<A>(weight))});

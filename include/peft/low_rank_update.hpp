@@ -143,6 +143,7 @@ void factored_forward(const U& update, MatrixView<const T> x, const kernels::Mas
                       UpdateSaved<T>& saved, std::vector<BasicLowRankTerm<Accumulator<T>>>& terms,
                       ExecutorRef executor) {
   using A = Accumulator<T>;
+  if (update.rank() == 0) return;  // AdaLoRA may leave a module without columns
   update.make_factors(saved.a, saved.b);
   const Factors<A> f = update.factors(std::as_const(saved.a), std::as_const(saved.b));
   saved.s.resize_discard(x.rows, update.rank());
@@ -156,6 +157,7 @@ void factored_backward(U& update, MatrixView<const T> dy, MatrixView<const T> x,
                        double weight, const UpdateSaved<T>& saved, MatrixView<Accumulator<T>> ds,
                        std::vector<BasicInputGradTerm<Accumulator<T>>>& terms, ExecutorRef executor) {
   using A = Accumulator<T>;
+  if (update.rank() == 0) return;
   const Factors<A> f = update.factors(saved.a, saved.b);
   const A scale = f.scale * static_cast<A>(weight);
   Matrix<A> db(dy.cols, ds.cols), da;

@@ -141,7 +141,9 @@ class NamedAdapter {
   /// Trainable numbers.
   Index parameter_count() noexcept {
     Index count = 0;
-    for_each_weight([&count](const ParameterInfo&, VectorView<A> value, VectorView<A>) { count += value.size; });
+    for_each_weight([&count](const ParameterInfo& info, VectorView<A> value, VectorView<A>) {
+      if (info.trained) count += value.size;
+    });
     return count;
   }
 

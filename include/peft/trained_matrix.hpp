@@ -16,9 +16,14 @@ template <std::floating_point A>
 class TrainedMatrix {
  public:
   TrainedMatrix() = default;
-  explicit TrainedMatrix(Matrix<A> value, int dimensions = 2) : value_(std::move(value)), dimensions_(dimensions) {}
+  explicit TrainedMatrix(Matrix<A> value, int dimensions = 2)
+      : value_(std::move(value)), dimensions_(dimensions), has_shape_(value_.rows() + value_.cols() > 0) {}
   static TrainedMatrix zeros(Index rows, Index cols) { return TrainedMatrix(Matrix<A>::zeros(rows, cols)); }
   static TrainedMatrix vector(Index size) { return TrainedMatrix(Matrix<A>::zeros(1, size), 1); }
+
+  /// A frozen one is saved, but no optimizer sees it.
+  void freeze() noexcept { trained_ = false; }
+  bool is_trained() const noexcept { return trained_; }
 
   bool empty() const noexcept { return value_.empty(); }
   Index size() const noexcept { return value_.size(); }
@@ -33,14 +38,14 @@ class TrainedMatrix {
   void zero_grad() noexcept { grad_.fill_zero(); }
 
   /// visit(ParameterInfo, value, grad) under `prefix` + `name`; without `with_grad` no gradient is made and the view of
-  /// it is empty. Nothing where the matrix is empty.
+  /// it is empty. Nothing where there is no matrix; with gradients nothing where it is frozen.
   template <class Visitor>
   void visit(Visitor&& visitor, std::string_view prefix, std::string_view name, ParameterRole role, bool decay,
              bool with_grad) {
-    if (empty()) return;
+    if ((empty() && !has_shape_) || (with_grad && !trained_)) return;
     std::string full(prefix);
     full += name;
-    const ParameterInfo info{full, role, decay, value_.rows(), value_.cols(), dimensions_};
+    const ParameterInfo info{full, role, decay, value_.rows(), value_.cols(), dimensions_, trained_};
     visitor(info, value_.flat(), with_grad ? grad().flat() : VectorView<A>());
   }
 
@@ -48,6 +53,8 @@ class TrainedMatrix {
   Matrix<A> value_;
   Matrix<A> grad_;
   int dimensions_ = 2;
+  bool trained_ = true;
+  bool has_shape_ = false;
 };
 
 PEFT_END_NAMESPACE

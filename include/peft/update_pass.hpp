@@ -219,7 +219,9 @@ class UpdatePass {
       if (mixed_) on_bias *= base_share();
       if (!base_bias.empty()) result.bias[j] = on_bias * base_bias[j];
     }
-    for (const Active& one : active_) one.update->add_bias(one.weight, result.bias.view());
+    for (const Active& one : active_) {
+      if (one.update->changes_bias()) one.update->add_bias(one.weight, result.bias.view());
+    }
     for (const A value : result.bias) any = any || value != A(0);
     if (!any && base_bias.empty()) result.bias = {};
     return result;

@@ -38,6 +38,26 @@ struct VeraProjection {
   }
 };
 
+/// The projections as a part of an adapter: saved with it, not trained.
+template <std::floating_point A>
+struct VeraProjectionPart {
+  std::shared_ptr<VeraProjection<A>> projection;
+
+  template <class Visitor>
+  void for_each_parameter(Visitor&&, std::string_view = {}) {}
+  /// Under PEFT's whole keys: they stand beside the model's, not in it.
+  template <class Visitor>
+  void for_each_weight(Visitor&& visit, std::string_view = {}) {
+    Matrix<A>& a = projection->a;
+    Matrix<A>& b = projection->b;
+    visit(ParameterInfo{"base_model.vera_A", ParameterRole::kOther, false, a.rows(), a.cols(), 2, false}, a.flat(),
+          VectorView<A>());
+    visit(ParameterInfo{"base_model.vera_B", ParameterRole::kOther, false, b.rows(), b.cols(), 2, false}, b.flat(),
+          VectorView<A>());
+  }
+  void zero_grad() noexcept {}
+};
+
 /// The update of one layer: d [r] and b [out].
 template <Scalar T = float>
 class Vera {
