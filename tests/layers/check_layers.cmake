@@ -15,7 +15,7 @@ set(room_method_config any_config module_selector module_pattern lora_config tar
 set(room_method lora dora ia3 vera loha lokr adalora trained_bias trained_linear trained_norm trained_embedding
   trainable_tokens lora_embedding linear_cross_entropy)
 set(room_attach any_part named_adapter selection adapted_linear adapted_embedding adapted_norm adapter_sites
-  make_adapter adapter_registry merge)
+  make_adapter adapter_registry merge lora_initialization lora_eva activated_lora adalora_allocator weighted_adapter)
 set(room_umbrella peft)
 
 # What each room may include.

@@ -26,6 +26,8 @@ PEFT_BEGIN_NAMESPACE
 struct AdapterMatching {
   bool allow_unused_keys = false;   ///< the file adapts modules that are not there
   bool allow_missing_keys = false;  ///< modules keep what they have where the file says nothing of them
+  /// For an adapter that started from PiSSA or OLoRA: the base is what that start left (initialize_lora).
+  bool base_is_residual = false;
 };
 
 namespace detail {
