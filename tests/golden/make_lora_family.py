@@ -299,8 +299,8 @@ def weighted():
             factors = {}
             with torch.no_grad():
                 for n, q in model.named_parameters():
-                    if "lora_" in n:
-                        q.copy_(rounded(torch.randn(q.shape, generator=generator) * 0.5))
+                    if "lora_" in n:  # not rounded: equal magnitudes would be pruned in topk's own order
+                        q.copy_(torch.randn(q.shape, generator=generator) * 0.5)
                         factors[n.removeprefix("base_model.model.")] = values(q)
             drawn.clear()
             torch.bernoulli = record

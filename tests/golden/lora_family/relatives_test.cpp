@@ -62,9 +62,9 @@ TEST_CASE("PiSSA and OLoRA start as PEFT's: the product and what is left of the 
     auto undo = initialize_lora<float>(*adapter, toy.linear_sites);
     const Lora<float>& lora = *adapter->find(q.module());
     REQUIRE(lora.scaling() == Approx(golden[kind]["scaling"].get<double>()));
-    // Singular values below 3, gaps of a tenth: float32 there and double here agree to 1e-5; four subspace iterations
-    // of a [10, 12] matrix have converged to 1e-2 of the gap^16 at least.
-    const double tolerance = name == "pissa_niter_8" ? 2e-3 : 2e-5;
+    // Singular values below 3, gaps of a tenth: float32 there and double here agree to 1e-5. Eight iterations from another
+    // random start leave (σ₅/σ₄)^17 of what is cut off, with σ₅/σ₄ about 0.75: 1e-2.
+    const double tolerance = name == "pissa_niter_8" ? 2e-2 : 2e-5;
     check_values(VectorView<const double>(delta_of(lora).flat()), golden[kind]["delta"], tolerance);
     q.base().read_weight_rows(0, now.view());
     check_values(now.flat(), golden[kind]["base"], tolerance);
