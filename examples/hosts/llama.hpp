@@ -247,7 +247,7 @@ class Llama {
   Index lowest_adapted_layer() const {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       for (const Linear* linear : layers_[i].linears()) {
-        if (is_adapted(*linear)) return static_cast<Index>(i);
+        if (linear->is_adapted(selection_)) return static_cast<Index>(i);
       }
     }
     return config_.num_hidden_layers;

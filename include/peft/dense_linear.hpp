@@ -193,6 +193,8 @@ class DenseLinear {
     Matrix<W> owned;
     std::shared_ptr<const void> keep_alive;
     MatrixView<const W> weight;
+    Buffer<accumulator_type> bias;  ///< of rewrite() with a bias
+    bool has_bias = false;
   };
 
   /// W += Σ scale·B·A, rounded once to W. The old weight is kept whole in the result: owned memory is moved there,
@@ -206,14 +208,40 @@ class DenseLinear {
       for (Index j = first; j < last; ++j) std::memcpy(static_cast<void*>(merged.row(j)), weight_.row(j), row_bytes);
     });
     detail::add_merge_terms<W>(terms, merged.view(), "DenseLinear::merge", executor);
-    MergeUndo undo{std::move(owned_), std::move(keep_alive_), weight_};
+    MergeUndo undo{std::move(owned_), std::move(keep_alive_), weight_, {}, false};
     owned_ = std::move(merged);
     keep_alive_ = nullptr;
     weight_ = std::as_const(owned_).view();
     return undo;
   }
-  /// Brings back what merge() replaced, bit for bit.
+  /// W' = diag(row_gain)·W·diag(column_gain) + Σ scale·B·A and the bias, rounded once to W; the old weight and bias are
+  /// kept in the result. Throws as merge().
+  [[nodiscard]] MergeUndo rewrite(const BasicLayerChange<accumulator_type>& change,
+                                  ExecutorRef executor = default_executor()) {
+    detail::check_change(change, out_features(), in_features(), "DenseLinear::rewrite");
+    Matrix<W> merged(out_features(), in_features());
+    detail::write_changed_rows<W>(
+        change, merged.view(), "DenseLinear::rewrite", executor,
+        [this](Index first, MatrixView<accumulator_type> rows) {
+          for (Index i = 0; i < rows.rows; ++i) {
+            for (Index k = 0; k < rows.cols; ++k) rows(i, k) = static_cast<accumulator_type>(weight_(first + i, k));
+          }
+        });
+    MergeUndo undo{std::move(owned_), std::move(keep_alive_), weight_, {}, false};
+    owned_ = std::move(merged);
+    keep_alive_ = nullptr;
+    weight_ = std::as_const(owned_).view();
+    if (!change.bias.empty()) {
+      Buffer<accumulator_type> bias(out_features());
+      std::copy(change.bias.begin(), change.bias.end(), bias.begin());
+      undo.bias = std::exchange(bias_, std::move(bias));
+      undo.has_bias = true;
+    }
+    return undo;
+  }
+  /// Brings back what merge() or rewrite() replaced, bit for bit.
   void restore(MergeUndo undo) noexcept {
+    if (undo.has_bias) bias_ = std::move(undo.bias);
     owned_ = std::move(undo.owned);
     keep_alive_ = std::move(undo.keep_alive);
     weight_ = undo.weight;

@@ -54,10 +54,25 @@ TEST_CASE("A field that is out of range, contradicts another or is not supported
   refused({.lora_alpha = std::nan(""), .target_modules = some}, "lora_alpha is nan");
   refused({.target_modules = some, .lora_dropout = 1.0f}, "lora_dropout is 1");
   refused({.target_modules = some, .lora_dropout = -0.1f}, "lora_dropout is -0.1");
-  refused({.target_modules = some, .bias = "all"}, "bias = \"all\"");
   refused({.target_modules = some, .bias = "some"}, "bias is \"some\"");
-  refused({.target_modules = some, .init_lora_weights = "pissa"}, "init_lora_weights = \"pissa\"");
-  refused({.target_modules = some, .modules_to_save = {"lm_head"}}, "modules_to_save (\"lm_head\")");
+  refused({.target_modules = some, .init_lora_weights = "corda"}, "init_lora_weights = \"corda\"");
+  refused({.target_modules = some, .init_lora_weights = "pissa_niter_"}, "init_lora_weights = \"pissa_niter_\"");
+  refused({.target_modules = some, .init_lora_weights = "pissa_niter_x"}, "init_lora_weights = \"pissa_niter_x\"");
+  for (const char* start : {"pissa", "pissa_niter_16", "olora", "orthogonal", "eva"}) {
+    REQUIRE(message({.target_modules = some, .init_lora_weights = start}).empty());
+  }
+  const auto with = [&](auto&& change) {
+    LoraConfig config{.target_modules = some};
+    change(config);
+    return config;
+  };
+  refused(with([](LoraConfig& c) { c.lora_bias = c.use_dora = true; }), "lora_bias and use_dora");
+  refused(with([](LoraConfig& c) { c.lora_bias = true, c.init_lora_weights = "gaussian"; }), "lora_bias goes with");
+  refused(with([](LoraConfig& c) { c.use_dora = true, c.alora_invocation_tokens = {1}; }), "alora_invocation_tokens");
+  refused(with([](LoraConfig& c) { c.alora_invocation_tokens = {-1}; }), "alora_invocation_tokens holds -1");
+  refused(with([](LoraConfig& c) { c.trainable_token_indices = {{"", {3, -2}}}; }), "trainable_token_indices");
+  refused(with([](LoraConfig& c) { c.eva_config.rho = 0.5; }), "eva_config.rho is 0.5");
+  refused(with([](LoraConfig& c) { c.eva_config.tau = 2; }), "eva_config.tau is 2");
   refused({.target_modules = some, .layers_pattern = {"layers"}}, "layers_to_transform");
   refused({.target_modules = some, .layers_to_transform = {-1}}, "layers_to_transform holds -1");
   refused({.target_modules = ".*q_proj", .layers_to_transform = {1}},
