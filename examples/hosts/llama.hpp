@@ -247,12 +247,12 @@ class Llama {
   Index lowest_adapted_layer() const {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       for (const Linear* linear : layers_[i].linears()) {
-        if (linear->is_adapted(selection_)) return static_cast<Index>(i);
+        if (is_adapted(*linear)) return static_cast<Index>(i);
       }
     }
     return config_.num_hidden_layers;
   }
-  bool is_adapted(const Linear& linear) const { return !linear.merge_terms(selection_).empty(); }
+  bool is_adapted(const Linear& linear) const { return linear.is_adapted(selection_); }
 
   void forward(const peft::PackedBatch& batch, const peft::TrainContext<T>& context) {
     batch.check();

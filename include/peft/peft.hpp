@@ -29,6 +29,7 @@
 #include "peft/ops/attention.hpp"
 #include "peft/ops/swiglu.hpp"
 #include "peft/ops/activation.hpp"
+#include "peft/ops/block_norm.hpp"
 #include "peft/ops/add.hpp"
 #include "peft/ops/dropout.hpp"
 #include "peft/ops/cross_entropy.hpp"
@@ -52,12 +53,15 @@
 #include "peft/prompt_config.hpp"
 #include "peft/prompt_encoder_config.hpp"
 #include "peft/prompt_embedding.hpp"
+#include "peft/adapter_config.hpp"
+#include "peft/adapter.hpp"
 
 #include "peft/named_adapter.hpp"
 #include "peft/selection.hpp"
 #include "peft/adapted_linear.hpp"
 #include "peft/adapter_registry.hpp"
 #include "peft/merge.hpp"
+#include "peft/adapter_set.hpp"
 #include "peft/linear_cross_entropy.hpp"
 
 #include "peft/data/instruction_jsonl.hpp"
@@ -76,6 +80,7 @@
 
 #include "peft/checkpoint/peft_directory.hpp"
 #include "peft/checkpoint/prompt_learning_directory.hpp"
+#include "peft/checkpoint/adapterhub_directory.hpp"
 #include "peft/checkpoint/train_state.hpp"
 #include "peft/pipeline/registry_loader.hpp"
 #include "peft/pipeline/prompt_learning_loader.hpp"

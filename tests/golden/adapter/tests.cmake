@@ -1,0 +1,2 @@
+peft_add_test(golden_adapter ${CMAKE_CURRENT_LIST_DIR}/adapter_golden_test.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/composition_golden_test.cpp LABELS golden)
