@@ -92,7 +92,7 @@ class BertForSequenceClassification {
     visit(peft::ParameterInfo{"classifier.weight", peft::ParameterRole::kOther, true, weight.rows, weight.cols},
           VectorView<A>(weight.data, weight.rows * weight.cols), classifier_.weight_grad().flat());
     const VectorView<A> bias = classifier_.writable_bias();
-    visit(peft::ParameterInfo{"classifier.bias", peft::ParameterRole::kBias, false, 1, bias.size}, bias,
+    visit(peft::ParameterInfo{"classifier.bias", peft::ParameterRole::kBias, false, 1, bias.size, 1}, bias,
           classifier_.bias_grad().view());
   }
 

@@ -37,7 +37,7 @@ struct BertLayer {
   /// Whether the base or the selection has something to train here.
   bool is_trained(const peft::Selection<T>& selection) const {
     for (const Linear* linear : linears()) {
-      if (linear->is_trained() || !linear->adapted().merge_terms(selection).empty()) return true;
+      if (linear->is_trained() || linear->adapted().is_adapted(selection)) return true;
     }
     return attention_norm.is_trained() || output_norm.is_trained();
   }

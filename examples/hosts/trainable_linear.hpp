@@ -80,7 +80,7 @@ class TrainableLinear {
       if (trains_bias_) {
         const VectorView<A> bias = dense()->writable_bias();
         const std::string full = name() + ".bias";
-        visit(peft::ParameterInfo{full, peft::ParameterRole::kBias, false, 1, bias.size}, bias, dense()->bias_grad().view());
+        visit(peft::ParameterInfo{full, peft::ParameterRole::kBias, false, 1, bias.size, 1}, bias, dense()->bias_grad().view());
       }
     }
   }

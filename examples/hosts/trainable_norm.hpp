@@ -52,7 +52,7 @@ class TrainableNorm {
     const auto one = [&](const char* ending, peft::ParameterRole role, Buffer<A>& value, Buffer<A>& grad) {
       if (grad.empty()) return;
       const std::string full = name_ + ending;
-      visit(peft::ParameterInfo{full, role, false, 1, value.size()}, value.view(), grad.view());
+      visit(peft::ParameterInfo{full, role, false, 1, value.size(), 1}, value.view(), grad.view());
     };
     one(".weight", peft::ParameterRole::kOther, weight_, weight_grad_);
     one(".bias", peft::ParameterRole::kBias, bias_, bias_grad_);
