@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """The same work on both sides in one run, alternating, each side in processes of its own: a Markdown table of medians.
 
-    python3 benchmarks/compare_peers.py [--only ROW,ROW] [--quick] [--env DIR] [--build DIR] [--out FILE] [--list]
+    python3 benchmarks/compare_peers.py [--only ROW,ROW] [--quick] [--env DIR] [--build DIR] [--data DIR] [--model FILE]
+                                        [--out FILE] [--list]
 
 Makes its own Python environment (benchmarks/requirements.txt) in build/peers unless --env names one, and builds the
-benchmarks in build/bench. Both sides run with two threads.
+benchmarks in build/bench. Both sides run with two threads. The row "job" needs the files medquad-train.jsonl and
+medquad-val.jsonl in --data, and fetches SmolLM2-135M-Instruct (97 MB) unless --model names it.
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -16,35 +19,133 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
-
-# name: (what it is, unit, our program and benchmark, our counter, their script and argument, higher is better, goal)
-ROWS = {
-    "linear-512": ("linear 4096², M = 512, LoRA r = 8", "ms", ("bench_lora", "linear_lora/512"), "ms",
-                   ("lora_step.py", "linear_lora/512"), False, 1.0),
-    "linear-64": ("linear 4096², M = 64, LoRA r = 8", "ms", ("bench_lora", "linear_lora/64"), "ms",
-                  ("lora_step.py", "linear_lora/64"), False, 1.0),
-    "linear-1": ("linear 4096², M = 1, LoRA r = 8", "ms", ("bench_lora", "linear_lora/1"), "ms",
-                 ("lora_step.py", "linear_lora/1"), False, 1.0),
-    "adamw": ("AdamW, 16.7 M parameters, float", "M/s", ("bench_lora", "adamw"), "M/s", ("lora_step.py", "adamw"), True,
-              1.0),
-    "products": ("matrix products of the step alone", "tok/s", ("bench_step", "products"), "tok/s",
-                 ("lora_step.py", "products"), True, 0.95),
-    "step-qv": ("LoRA step, q and v, 4×128 tokens", "tok/s", ("bench_step", "lora_step/qv"), "tok/s",
-                ("lora_step.py", "qv"), True, 1.35),
-    "step-all": ("LoRA step, all linears, 4×128 tokens", "tok/s", ("bench_step", "lora_step/all_linears"), "tok/s",
-                 ("lora_step.py", "all_linears"), True, 1.75),
-}
+QUICK_REPEATS, REPEATS = 1, 5
 
 
 def run(command, **kwargs):
+    """stdout of a command that has to succeed."""
     environment = {**os.environ, "PEFT_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment, **kwargs)
     if done.returncode != 0:
         sys.exit(f"compare_peers: {' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return done.stdout
+
+
+@dataclasses.dataclass
+class Result:
+    """One measurement: its value, the process's peak memory, and what else belongs into the row."""
+    value: float
+    peak: float | None = None
+    limits: dict = dataclasses.field(default_factory=dict)
+    losses: tuple = ()
+
+
+@dataclasses.dataclass
+class Bench:
+    """A benchmark of one of our programs; `counter` "ms" is its time."""
+    program: str
+    name: str
+    counter: str
+
+    def measure(self, context):
+        text = run([context.build / "bin" / self.program, "--benchmark_format=json",
+                    f"--benchmark_filter=^{self.name}(/iterations:[0-9]+)?/(real|manual)_time$"])
+        results = json.loads(text)["benchmarks"]
+        if not results:
+            sys.exit(f"compare_peers: {self.program} has no benchmark {self.name}")
+        result = results[0]
+        limits = {key: result[key] for key in ("%FMA", "%read") if key in result}
+        return Result(result["real_time"] if self.counter == "ms" else result[self.counter], result.get("peak_MiB"), limits)
+
+
+@dataclasses.dataclass
+class Script:
+    """A peer's script, which ends with one line of JSON."""
+    name: str
+    arguments: tuple
+    counter: str
+
+    def measure(self, context):
+        arguments = [getattr(context, part[1:]) if part.startswith("@") else part for part in self.arguments]
+        result = json.loads(run([context.python, HERE / "peers" / self.name, *arguments]).splitlines()[-1])
+        losses = (result["val_loss_before"], result["val_loss_after"]) if "val_loss_after" in result else ()
+        return Result(result[self.counter], result["peak_MiB"], {}, losses)
+
+
+class Job:
+    """peft train with the settings of peers/medquad_job.py."""
+
+    def measure(self, context):
+        with tempfile.TemporaryDirectory() as folder:
+            text = run([context.build / "bin" / "peft", "train", "--model", context.model, "--data", context.train,
+                        "--val", context.validation, "--max-records", "160", "--max-val-records", "40",
+                        "--out", pathlib.Path(folder) / "run", "--method", "lora", "--r", "8", "--lora-alpha", "32",
+                        "--lora-dropout", "0.05", "--target-modules", "q_proj,v_proj", "--batch", "4", "--accumulate", "4",
+                        "--epochs", "1", "--lr", "3e-4", "--lr-scheduler", "linear", "--max-length", "256", "--json"])
+        result = json.loads(text.splitlines()[-1])
+        return Result(result["tok_s"], result["peak_rss_mib"], {}, (result["val_loss_before"], result["val_loss_after"]))
+
+
+@dataclasses.dataclass
+class Row:
+    """Goals: at least `ratio` times the peer; below `below` (in the unit); at least `share` percent of the limit named;
+    at most `memory` MiB; at least `of_products` of the rate of the step's bare matrix products on MKL in the same run;
+    a validation loss at most 0.01 above theirs."""
+    what: str
+    unit: str
+    ours: object
+    theirs: Script
+    higher: bool = True
+    ratio: float | None = None
+    below: float | None = None
+    share: tuple | None = None
+    memory: float | None = None
+    of_products: float | None = None
+
+
+MKL_PRODUCTS = Script("lora_step.py", ("products",), "tok/s")
+
+
+def linear_row(rows):
+    return Row(f"linear 4096², M = {rows}, LoRA r = 8", "ms", Bench("bench_lora", f"linear_lora/{rows}", "ms"),
+               Script("lora_step.py", (f"linear_lora/{rows}",), "ms"), higher=False, ratio=1.0)
+
+
+def decode_row(dtype, adapter):
+    what = "LoRA r = 8 on all linears, unmerged" if adapter == "lora" else "no adapter"
+    return Row(f"decode, batch 1, {dtype}, {what}", "tok/s", Bench("bench_decode", f"decode/{dtype}/{adapter}", "tok/s"),
+               Script("decode.py", (dtype, adapter), "tok/s"), share=("%read", 85))
+
+
+ROWS = {
+    "linear-512": linear_row(512),
+    "linear-64": linear_row(64),
+    "linear-1": linear_row(1),
+    "adamw": Row("AdamW, 16.7 M parameters, float", "M/s", Bench("bench_lora", "adamw", "M/s"),
+                 Script("lora_step.py", ("adamw",), "M/s"), ratio=1.0),
+    "products": Row("matrix products of the step alone", "tok/s", Bench("bench_step", "products", "tok/s"), MKL_PRODUCTS,
+                    ratio=0.95),
+    "step-qv": Row("LoRA step, q and v, 4×128 tokens", "tok/s", Bench("bench_step", "lora_step/qv", "tok/s"),
+                   Script("lora_step.py", ("qv",), "tok/s"), ratio=1.35, memory=950, of_products=0.90),
+    "step-all": Row("LoRA step, all linears, 4×128 tokens", "tok/s", Bench("bench_step", "lora_step/all_linears", "tok/s"),
+                    Script("lora_step.py", ("all_linears",), "tok/s"), ratio=1.75, memory=1050, of_products=0.0),
+    "job": Row("the whole job: MedQuAD, 160 records, LoRA q and v", "tok/s", Job(),
+               Script("medquad_job.py", ("@model", "@train", "@validation"), "tok/s"), ratio=2.6, memory=1000),
+    "decode-f32": decode_row("f32", "lora"),
+    "decode-bf16": decode_row("bf16", "lora"),
+    "decode-f32-base": decode_row("f32", "base"),
+    "decode-bf16-base": decode_row("bf16", "base"),
+    "switch": Row("switch the active adapter", "ms", Bench("bench_lora", "switch", "ms"),
+                  Script("adapters.py", ("switch",), "ms"), higher=False, below=0.01),
+    "load": Row("load an adapter from disk", "ms", Bench("bench_lora", "load", "ms"), Script("adapters.py", ("load",), "ms"),
+                higher=False, below=20),
+    "merge": Row("merge it into all weights", "ms", Bench("bench_lora", "merge", "ms"),
+                 Script("adapters.py", ("merge",), "ms"), higher=False, below=150),
+}
 
 
 def make_environment(folder):
@@ -56,20 +157,13 @@ def make_environment(folder):
     return python
 
 
-def ours(build, program, name, counter):
-    text = run([build / "bin" / program, f"--benchmark_filter=^{name}/real_time$", "--benchmark_format=json"])
-    report = json.loads(text)
-    if not report["benchmarks"]:
-        sys.exit(f"compare_peers: {program} has no benchmark {name}")
-    result = report["benchmarks"][0]
-    value = result["real_time"] if counter == "ms" else result[counter]
-    limits = {key: result[key] for key in ("%FMA", "%read") if key in result}
-    return value, limits, result.get("peak_MiB")
-
-
-def theirs(python, script, argument, counter):
-    result = json.loads(run([python, HERE / "peers" / script, argument]).splitlines()[-1])
-    return result[counter], result["peak_MiB"]
+def build_programs(folder, rows):
+    """Only what the rows need: the program wants more libraries than the benchmarks."""
+    with_program = "ON" if "job" in rows else "OFF"
+    targets = sorted({ROWS[name].ours.program for name in rows if isinstance(ROWS[name].ours, Bench)})
+    run(["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DPEFT_BUILD_BENCHMARKS=ON",
+         "-DPEFT_BUILD_TESTS=OFF", f"-DPEFT_BUILD_EXAMPLES={with_program}"])
+    run(["cmake", "--build", folder, "--target", *targets, *(["peft_program"] if "job" in rows else [])])
 
 
 def machine():
@@ -83,53 +177,98 @@ def machine():
     return f"{model}, {os.cpu_count()} cores, {' '.join(features)}"
 
 
-def row(name, python, build, repeats):
-    what, unit, (program, benchmark), counter, (script, argument), higher, goal = ROWS[name]
-    mine, other, limits, peaks = [], [], [], [[], []]
+def median_of(results, what=lambda result: result.value):
+    return statistics.median(what(result) for result in results)
+
+
+def table_row(row, context, repeats):
+    mine, other, products = [], [], []
     for _ in range(repeats):
-        value, limit, peak = ours(build, program, benchmark, counter)
-        mine.append(value)
-        limits.append(limit)
-        peaks[0].append(peak)
-        value, peak = theirs(python, script, argument, counter)
-        other.append(value)
-        peaks[1].append(peak)
-    a, b = statistics.median(mine), statistics.median(other)
-    ratio = a / b if higher else b / a
-    share = " ".join(f"{statistics.median(l[key] for l in limits):.0f} {key}" for key in limits[0])
-    memory = f"{peaks[0][-1]:.0f} / {peaks[1][-1]:.0f}" if peaks[0][-1] else "–"
-    return f"| {what} | {b:.4g} {unit} | {a:.4g} {unit} | {ratio:.2f} × | {goal} × | {share} | {memory} |"
+        mine.append(row.ours.measure(context))
+        other.append(row.theirs.measure(context))
+        if row.of_products is not None:
+            products.append(MKL_PRODUCTS.measure(context))
+    a, b = median_of(mine), median_of(other)
+    ratio = a / b if row.higher else b / a
+    shares = {key: median_of(mine, lambda result, key=key: result.limits[key]) for key in mine[0].limits}
+    limit = [f"{value:.0f} {key}" for key, value in shares.items()]
+    goals = []  # (text, met)
+    if row.ratio is not None:
+        goals.append((f"{row.ratio} ×", ratio >= row.ratio))
+    if row.below is not None:
+        goals.append((f"< {row.below:g} {row.unit}", a < row.below))
+    if row.share is not None:
+        goals.append((f"{row.share[1]} {row.share[0]}", shares[row.share[0]] >= row.share[1]))
+    if products:
+        of_products = a / median_of(products)
+        limit.append(f"{of_products:.2f} × MKL's products alone")
+        if row.of_products > 0:
+            goals.append((f"{row.of_products} × MKL's products", of_products >= row.of_products))
+    if mine[0].losses:
+        ours, theirs = median_of(mine, lambda r: r.losses[1]), median_of(other, lambda r: r.losses[1])
+        limit.append(f"validation loss {mine[0].losses[0]:.3f} → {ours:.3f}, theirs {other[0].losses[0]:.3f} → {theirs:.3f}")
+        goals.append(("their loss + 0.01", ours <= theirs + 0.01))
+    memory = "–"
+    if mine[0].peak and other[0].peak:
+        peak = median_of(mine, lambda r: r.peak)
+        memory = f"{peak:.0f} / {median_of(other, lambda r: r.peak):.0f}"
+        if row.memory is not None:
+            goals.append((f"{row.memory:g} MiB", peak <= row.memory))
+    goal = ", ".join(text if met else f"**{text}: missed**" for text, met in goals)
+    return (f"| {row.what} | {b:.4g} {row.unit} | {a:.4g} {row.unit} | {ratio:.2f} × | {goal} | {'; '.join(limit) or '–'} | "
+            f"{memory} |")
+
+
+@dataclasses.dataclass
+class Context:
+    python: pathlib.Path
+    build: pathlib.Path
+    model: pathlib.Path | None
+    train: pathlib.Path
+    validation: pathlib.Path
+
+
+def fetch_model():
+    return pathlib.Path(run(["bash", "-c", f'. "{ROOT}/cmake/setup.sh"; peft_model']).strip())
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(ROWS), help="rows, separated by commas")
-    parser.add_argument("--quick", action="store_true", help="one repeat instead of five")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPEATS} repeat instead of {REPEATS}")
     parser.add_argument("--env", type=pathlib.Path, default=ROOT / "build" / "peers")
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "bench")
+    parser.add_argument("--data", type=pathlib.Path, default=ROOT.parent / "shared" / "data",
+                        help="folder of medquad-train.jsonl and medquad-val.jsonl")
+    parser.add_argument("--model", type=pathlib.Path, help="SmolLM2-135M-Instruct as a GGUF; else it is fetched")
     parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--list", action="store_true", help="name the rows and stop")
     options = parser.parse_args()
     if options.list:
-        print("\n".join(f"{name}: {entry[0]}" for name, entry in ROWS.items()))
+        print("\n".join(f"{name}: {row.what}" for name, row in ROWS.items()))
         return
     chosen = options.only.split(",")
     for name in chosen:
         if name not in ROWS:
             parser.error(f"--only {name}: expected of {', '.join(ROWS)}")
-    python = make_environment(options.env)
-    run(["cmake", "-S", ROOT, "-B", options.build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-         "-DPEFT_BUILD_BENCHMARKS=ON", "-DPEFT_BUILD_TESTS=OFF", "-DPEFT_BUILD_EXAMPLES=OFF"])
-    run(["cmake", "--build", options.build])
-    repeats = 1 if options.quick else 5
-    lines = [f"{machine()}; {datetime.date.today()}; `{' '.join(['python3', 'benchmarks/compare_peers.py', *sys.argv[1:]])}`; "
-             f"medians of {repeats}", "",
+    train, validation = options.data / "medquad-train.jsonl", options.data / "medquad-val.jsonl"
+    skipped = []
+    if "job" in chosen and not (train.exists() and validation.exists()):
+        skipped.append(f"Row \"job\" left out: {options.data} has no medquad-train.jsonl and medquad-val.jsonl.")
+        print(skipped[-1], file=sys.stderr)
+        chosen.remove("job")
+    model = (options.model or fetch_model()) if "job" in chosen else None
+    build_programs(options.build, chosen)
+    context = Context(make_environment(options.env), options.build, model, train, validation)
+    repeats = QUICK_REPEATS if options.quick else REPEATS
+    command = " ".join(["python3", "benchmarks/compare_peers.py", *sys.argv[1:]])
+    lines = [f"{machine()}; {datetime.date.today()}; `{command}`; medians of {repeats}", "",
              "| work | torch + peft | peft (C++) | ratio | goal | % of this machine's limit | peak MiB, ours / theirs |",
              "|---|---|---|---|---|---|---|"]
     for name in chosen:
-        lines.append(row(name, python, options.build, repeats))
+        lines.append(table_row(ROWS[name], context, repeats))
         print(lines[-1], file=sys.stderr)
-    text = "\n".join(lines) + "\n"
+    text = "\n".join([*lines, *(["", *skipped] if skipped else [])]) + "\n"
     print(text)
     if options.out:
         options.out.write_text(text, encoding="utf-8")

@@ -90,25 +90,40 @@ inline double fma_peak() {
   return best;
 }
 
+/// A buffer that all threads together read from end to end.
+class ReadBuffer {
+ public:
+  explicit ReadBuffer(Index bytes)
+      : chunks_(std::max<Index>(1, bytes / static_cast<Index>(sizeof(float)) / kChunk)),
+        data_(peft::Buffer<float>::zeros(chunks_ * kChunk)),
+        sink_(static_cast<std::size_t>(chunks_)) {}
+
+  double bytes() const noexcept { return static_cast<double>(chunks_ * kChunk) * sizeof(float); }
+  /// Seconds of one pass.
+  double pass() {
+    const peft::kernels::KernelTable& table = peft::kernels::table();
+    const auto start = std::chrono::steady_clock::now();
+    peft::parallel_for(peft::default_executor(), chunks_, [&](Index i) {
+      sink_[static_cast<std::size_t>(i)] = table.max(kChunk, data_.data() + i * kChunk);
+    });
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    benchmark::DoNotOptimize(sink_.data());
+    return took.count();
+  }
+
+ private:
+  static constexpr Index kChunk = 1 << 16;  // floats
+  Index chunks_;
+  peft::Buffer<float> data_;
+  std::vector<float> sink_;
+};
+
 /// Rate in GB/s at which all threads together read a buffer of `bytes`: the best of several passes, so a buffer that
 /// fits in a cache is read from it, as the work of that size would be.
 inline double read_bandwidth(Index bytes) {
-  const ExecutorRef executor = peft::default_executor();
-  constexpr Index kChunk = 1 << 16;  // floats
-  const Index chunks = std::max<Index>(1, bytes / static_cast<Index>(sizeof(float)) / kChunk);
-  peft::Buffer<float> data = peft::Buffer<float>::zeros(chunks * kChunk);
-  std::vector<float> sink(static_cast<std::size_t>(chunks));
-  const peft::kernels::KernelTable& table = peft::kernels::table();
+  ReadBuffer buffer(bytes);
   double best = 0;
-  for (int repeat = 0; repeat < 20; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
-    peft::parallel_for(executor, chunks, [&](Index i) {
-      sink[static_cast<std::size_t>(i)] = table.max(kChunk, data.data() + i * kChunk);
-    });
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    best = std::max(best, static_cast<double>(chunks * kChunk) * sizeof(float) / took.count() * 1e-9);
-  }
-  benchmark::DoNotOptimize(sink.data());
+  for (int repeat = 0; repeat < 20; ++repeat) best = std::max(best, buffer.bytes() / buffer.pass() * 1e-9);
   return best;
 }
 

@@ -29,6 +29,13 @@ inline peft_examples::LlamaConfig smollm2_135m() {
   return config;
 }
 
+/// Weights that every token passes, the head's among them.
+inline Index weights_per_token(const peft_examples::LlamaConfig& c) {
+  const Index query = c.num_attention_heads * c.head_dim, key = c.num_key_value_heads * c.head_dim;
+  const Index per_layer = 2 * c.hidden_size * (query + key) + 3 * c.hidden_size * c.intermediate_size;
+  return c.num_hidden_layers * per_layer + c.vocab_size * c.hidden_size;
+}
+
 /// Weights uniform in ±0.04, norms one, head tied to the embedding.
 template <peft::Scalar T>
 peft_examples::Llama<T> random_llama(const peft_examples::LlamaConfig& config) {

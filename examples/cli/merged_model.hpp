@@ -34,7 +34,7 @@ class MergedModel {
   const LlamaConfig& config() const noexcept { return model_.config(); }
   /// Linears that the adapter changes.
   Index changed() const {
-    return std::count_if(sites_.begin(), sites_.end(), [&](const auto* site) { return !site->merge_terms(model_.selection()).empty(); });
+    return std::count_if(sites_.begin(), sites_.end(), [&](const auto* site) { return site->is_adapted(model_.selection()); });
   }
 
   /// All tensors under Hugging Face's names, stored as `type`: F32, F16 or BF16. This must outlive them. One is valid until

@@ -29,6 +29,9 @@ class BpeTokenizer {
         words_(spec_->pre_tokenizer),
         model_(*spec_),
         kinds_(spec_->tokens.size(), Kind::kPiece) {
+    if (spec_->model != TokenizerSpec::Model::kBytePair) {
+      peft::fail<peft::ConfigError>("tokenizer: WordPiece where byte pairs are expected: this model reads byte-pair tokens");
+    }
     for (const AddedToken& token : spec_->added) {
       if (token.id < 0 || token.id >= size()) {
         peft::fail<peft::ConfigError>("tokenizer: the added token {} has the id {}, outside the vocabulary of {}",

@@ -76,7 +76,8 @@ std::vector<std::vector<std::int32_t>> generate(
     Llama<T>& model, std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options,
     Index batch_size = 8, const std::function<bool(std::size_t, std::int32_t)>& on_token = {}) {
   options.validate();
-  const Index context = model.config().context();
+  const auto prefix = model.make_prefix();  // of the virtual tokens; all texts share it
+  const Index context = model.config().context() - model.num_virtual_tokens();
   std::vector<std::vector<std::int32_t>> results(prompts.size());
   struct Running {
     std::size_t prompt;
@@ -98,7 +99,7 @@ std::vector<std::vector<std::int32_t>> generate(
         peft::fail<peft::ConfigError>("generate: prompt {} has {} tokens; expected 1 to {}, the model's context", waiting,
                                       length, context);
       }
-      running.push_back({waiting, KvCache<T>(model.config(), std::min(context, length + options.max_tokens)),
+      running.push_back({waiting, KvCache<T>(model.config(), std::min(context, length + options.max_tokens), prefix),
                          peft::Philox(options.seed, waiting), prompt});
       ++waiting;
     }
@@ -121,7 +122,7 @@ std::vector<std::vector<std::int32_t>> generate(
       if (std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end()) continue;
       results[one.prompt].push_back(id);
       if (on_token && !on_token(one.prompt, id)) return results;
-      if (static_cast<Index>(results[one.prompt].size()) >= options.max_tokens || one.cache.length >= one.cache.capacity) {
+      if (static_cast<Index>(results[one.prompt].size()) >= options.max_tokens || one.cache.length() >= one.cache.capacity()) {
         continue;
       }
       one.next.assign(1, id);

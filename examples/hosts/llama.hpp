@@ -7,6 +7,7 @@
 ///                                  (Qwen 3: rope(rms_norm(q)), rope(rms_norm(k)), each head by itself)
 ///                                  m = x + o(a),   x' = m + down(silu(gate) ∘ up),  gate, up from rms_norm(m)
 /// Training keeps x, q, k, v, a, m, gate, up and log-sum-exp per layer; norms and the SwiGLU product are made again.
+/// Virtual tokens (hosts/virtual_tokens.hpp): a prompt's rows stand behind the batch's in all of these.
 
 #include <memory>
 #include <span>
@@ -20,6 +21,7 @@
 #include "hosts/llama_rope.hpp"
 #include "hosts/llama_weights.hpp"
 #include "hosts/names.hpp"
+#include "hosts/virtual_tokens.hpp"
 #include "peft/adapted_linear.hpp"
 #include "peft/adapter_registry.hpp"
 #include "peft/dense_linear.hpp"
@@ -91,95 +93,99 @@ class Llama {
   /// What forward_backward trains and evaluate uses.
   void select(peft::Selection<T> selection) { selection_ = std::move(selection); }
   const peft::Selection<T>& selection() const noexcept { return selection_; }
+  peft::PromptHost prompt_host() const noexcept {
+    return {config_.num_hidden_layers, config_.hidden_size, config_.num_attention_heads, config_.num_key_value_heads,
+            config_.head_dim};
+  }
+  /// Puts a trained prefix, or learned vectors, before every sequence; nullptr: none. Throws ShapeError for one of another
+  /// model, ConfigError for both at once.
+  void set_prefix(std::shared_ptr<peft::PrefixCache<T>> prefix) { virtual_.set_prefix(std::move(prefix), prompt_host()); }
+  void set_prompt(std::shared_ptr<peft::PromptEmbedding<T>> prompt) {
+    virtual_.set_prompt(std::move(prompt), prompt_host());
+  }
+  const std::shared_ptr<peft::PrefixCache<T>>& prefix() const noexcept { return virtual_.prefix(); }
+  const std::shared_ptr<peft::PromptEmbedding<T>>& prompt() const noexcept { return virtual_.prompt(); }
+  /// Virtual tokens before every sequence.
+  Index num_virtual_tokens() const noexcept { return virtual_.count(); }
 
   // -- peft::TrainableModel ------------------------------------------------------------------------------------------
   template <class Visitor>
   void for_each_parameter(Visitor&& visit) {
     for (const auto& active : selection_.active()) active.adapter->for_each_parameter(visit);
+    virtual_.for_each_parameter(visit);
   }
 
   void forward_backward(const peft::PackedBatch& batch, double grad_scale, std::uint64_t seed, std::uint32_t step,
                         peft::LossSum& sum) {
     const peft::TrainContext<T> context{selection_, seed, step, batch.first_row, true};
     forward(batch, context);
-    Matrix<T>& d = gradient_;
-    d.resize_discard(batch.tokens(), config_.hidden_size);
-    peft::ops::rms_norm_forward<T>(layers_in_.back(), final_norm_.view(), config_.rms_norm_eps, normed_, executor_);
-    loss_.forward_backward(head_, std::as_const(normed_).view(), targets(batch), grad_scale, d.view(), sum, executor_);
-    peft::ops::rms_norm_backward<T>(d, layers_in_.back(), final_norm_.view(), config_.rms_norm_eps,
-                                    Accumulate::kOverwrite, d, {}, executor_);
-    const Index lowest = lowest_adapted_layer();
-    for (Index i = config_.num_hidden_layers; i-- > lowest;) backward_layer(i, batch, i > lowest, context);
+    const Index tokens = batch.tokens(), virtual_rows = virtual_.rows();
+    gradient_.resize_discard(tokens + virtual_rows, config_.hidden_size);
+    const MatrixView<T> d = gradient_.view().row_range(0, tokens), last = layers_in_.back().view().row_range(0, tokens);
+    std::fill_n(gradient_.data() + d.rows * d.cols, virtual_rows * d.cols, T(0.0f));
+    norm(last, final_norm_);
+    loss_.forward_backward(head_, normed(), targets(batch), grad_scale, d, sum, executor_);
+    peft::ops::rms_norm_backward<T>(d, last, final_norm_.view(), config_.rms_norm_eps, Accumulate::kOverwrite, d, {},
+                                    executor_);
+    const Index lowest = virtual_.trains() ? 0 : lowest_adapted_layer();
+    for (Index i = config_.num_hidden_layers; i-- > lowest;) {
+      backward_layer(i, batch, virtual_.trains_input() || i > lowest, context);
+    }
+    virtual_.backward(std::as_const(gradient_).view(), executor_);
   }
 
   void evaluate(const peft::PackedBatch& batch, peft::LossSum& sum) {
-    const peft::TrainContext<T> context{selection_, 0, 0, 0, false};
-    forward(batch, context);
-    peft::ops::rms_norm_forward<T>(layers_in_.back(), final_norm_.view(), config_.rms_norm_eps, normed_, executor_);
-    loss_.forward(head_, std::as_const(normed_).view(), targets(batch), sum, executor_);
+    forward(batch, peft::TrainContext<T>{selection_, 0, 0, 0, false});
+    norm(layers_in_.back().view().row_range(0, batch.tokens()), final_norm_);
+    loss_.forward(head_, normed(), targets(batch), sum, executor_);
   }
 
   // -- inference -----------------------------------------------------------------------------------------------------
+  /// What stands before every sequence, for the caches of any number of them: views of the prefix, or of keys and values
+  /// that the prompt is read into now, once. Null where there is neither.
+  typename KvCache<T>::Prefix make_prefix() {
+    virtual_.encode(nullptr, executor_);
+    if (prefix()) return std::make_shared<const KvPrefix<T>>(std::shared_ptr<const peft::PrefixCache<T>>(prefix()));
+    if (!prompt()) return nullptr;
+    const Index count = num_virtual_tokens();
+    auto cache = std::make_shared<KvCache<T>>(config_, count);
+    KvCache<T>* caches[] = {cache.get()};
+    scratch_in_.resize_discard(count, config_.hidden_size);
+    prompt()->write(scratch_in_);
+    read({&count, 1}, caches);
+    return std::make_shared<const KvPrefix<T>>(std::shared_ptr<const KvCache<T>>(std::move(cache)));
+  }
+
   /// Appends the new tokens of each sequence to its cache and writes the logits [sequences, vocab] after the last one.
-  /// ids holds all new tokens, one sequence after another; counts[i] ≥ 1 of them belong to caches[i].
+  /// ids holds all new tokens, one sequence after another; counts[i] ≥ 1 of them belong to caches[i]. Each cache brings its
+  /// own prefix. Throws ShapeError; ConfigError for a cache without prefix where the model has virtual tokens.
   void infer(VectorView<const std::int32_t> ids, std::span<const Index> counts, std::span<KvCache<T>* const> caches,
              MatrixView<A> logits) {
-    const Index tokens = ids.size, width = config_.num_key_value_heads * config_.head_dim;
-    positions_.clear();
+    Index tokens = 0;
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+      const KvCache<T>& cache = *caches[i];
+      if (cache.length() + counts[i] > cache.capacity()) {
+        peft::fail<peft::ShapeError>("Llama::infer: the cache of sequence {} holds {} tokens; {} more exceed its {}", i,
+                                     cache.length(), counts[i], cache.capacity());
+      }
+      if (num_virtual_tokens() > 0 && cache.prefix() == nullptr) {
+        peft::fail<peft::ConfigError>("Llama::infer: the cache of sequence {} has no prefix and the model has {} virtual "
+                                      "tokens; make it with make_prefix()'s",
+                                      i, num_virtual_tokens());
+      }
+      tokens += counts[i];
+    }
+    if (tokens != ids.size) {
+      peft::fail<peft::ShapeError>("Llama::infer: {} ids; expected {}, the sum of counts", ids.size, tokens);
+    }
+    scratch_in_.resize_discard(tokens, config_.hidden_size);
+    peft::ops::embedding_forward<T, T>(ids, embedding_.view, scratch_in_, executor_);
+    read(counts, caches);
+    last_.resize_discard(static_cast<Index>(counts.size()), config_.hidden_size);
     Index row = 0;
     for (std::size_t i = 0; i < counts.size(); ++i) {
-      KvCache<T>& cache = *caches[i];
-      if (cache.length + counts[i] > cache.capacity) {
-        peft::fail<peft::ShapeError>("Llama::infer: the cache of sequence {} holds {} tokens; {} more exceed its {}", i,
-                                     cache.length, counts[i], cache.capacity);
-      }
-      for (Index j = 0; j < counts[i]; ++j) positions_.push_back(static_cast<std::int32_t>(cache.length + j));
       row += counts[i];
-    }
-    if (row != tokens) peft::fail<peft::ShapeError>("Llama::infer: {} ids; expected {}, the sum of counts", tokens, row);
-    Saved& s = scratch_;
-    s.resize(config_, tokens);
-    Matrix<T>& x = scratch_in_;
-    x.resize_discard(tokens, config_.hidden_size);
-    normed_.resize_discard(tokens, config_.hidden_size);
-    peft::ops::embedding_forward<T, T>(ids, embedding_.view, x, executor_);
-    for (std::size_t l = 0; l < layers_.size(); ++l) {
-      const Layer& layer = layers_[l];
-      norm(x, layer.input_norm);
-      layer.q.forward(normed(), s.q, selection_, executor_);
-      layer.k.forward(normed(), s.k, selection_, executor_);
-      layer.v.forward(normed(), s.v, selection_, executor_);
-      if (config_.qk_norm) norm_heads(layer, s.q, s.k, s.q, s.k);
-      rotate(s.q, s.k);
-      segments_.clear();
-      row = 0;
-      for (std::size_t i = 0; i < counts.size(); ++i) {
-        KvCache<T>& cache = *caches[i];
-        for (Index j = 0; j < counts[i]; ++j) {
-          std::copy_n(s.k.row(row + j), width, cache.keys[l].row(cache.length + j));
-          std::copy_n(s.v.row(row + j), width, cache.values[l].row(cache.length + j));
-        }
-        const Index seen = cache.length + counts[i];
-        segments_.push_back({row, counts[i], cache.keys[l].view().row_range(0, seen),
-                             cache.values[l].view().row_range(0, seen), {}, {}});
-        row += counts[i];
-      }
-      peft::ops::attention_forward<T>(s.q, segments_, shape(), s.a, {}, executor_);
-      layer.o.forward(std::as_const(s.a).view(), s.m, selection_, executor_);
-      peft::ops::add<T>(x, s.m, executor_);
-      norm(s.m, layer.post_norm);
-      layer.gate.forward(normed(), s.gate, selection_, executor_);
-      layer.up.forward(normed(), s.up, selection_, executor_);
-      peft::ops::swiglu_forward<T>(s.gate, s.up, s.gate, executor_);
-      layer.down.forward(std::as_const(s.gate).view(), x, selection_, executor_);
-      peft::ops::add<T>(s.m, x, executor_);
-    }
-    last_.resize_discard(static_cast<Index>(counts.size()), config_.hidden_size);
-    row = 0;
-    for (std::size_t i = 0; i < counts.size(); ++i) {
-      row += counts[i];
-      std::copy_n(x.row(row - 1), config_.hidden_size, last_.row(static_cast<Index>(i)));
-      caches[i]->length += counts[i];
+      std::copy_n(scratch_in_.row(row - 1), config_.hidden_size, last_.row(static_cast<Index>(i)));
     }
     write_logits(last_, logits);
   }
@@ -187,11 +193,12 @@ class Llama {
   /// Logits [tokens, vocab] of every position of a batch, without dropout.
   void logits(const peft::PackedBatch& batch, MatrixView<A> out) {
     forward(batch, peft::TrainContext<T>{selection_, 0, 0, 0, false});
-    write_logits(layers_in_.back(), out);
+    write_logits(layers_in_.back().view().row_range(0, batch.tokens()), out);
   }
 
  private:
   using Saved = LlamaSaved<T>;
+  static constexpr std::uint32_t kPromptModule = 0xFFFF0000u;  ///< of the P-tuning encoder's dropout masks
 
   MatrixView<const T> normed() const noexcept { return normed_; }
   peft::ops::AttentionShape shape() const noexcept {
@@ -201,7 +208,8 @@ class Llama {
   static VectorView<const std::int32_t> targets(const peft::PackedBatch& batch) noexcept {
     return {batch.targets.data(), batch.tokens()};
   }
-  void norm(const Matrix<T>& x, const Buffer<A>& weight) {
+  void norm(MatrixView<const T> x, const Buffer<A>& weight) {
+    normed_.resize_discard(x.rows, x.cols);
     peft::ops::rms_norm_forward<T>(x, weight.view(), config_.rms_norm_eps, normed_, executor_);
   }
   /// The heads of all tokens as rows [tokens × heads, head_dim].
@@ -226,44 +234,39 @@ class Llama {
     peft::ops::rope_forward<T>(q, at, config_.head_dim, table, executor_);
     peft::ops::rope_forward<T>(k, at, config_.head_dim, table, executor_);
   }
-  void write_logits(const Matrix<T>& x, MatrixView<A> out) {
-    normed_.resize_discard(x.rows(), config_.hidden_size);
+  void write_logits(MatrixView<const T> x, MatrixView<A> out) {
     norm(x, final_norm_);
     if constexpr (std::is_same_v<T, A>) {
       head_.forward(normed(), out, executor_);
     } else {  // the head's sums stay in float
-      Matrix<A> wide(x.rows(), config_.hidden_size);
+      Matrix<A> wide(x.rows, config_.hidden_size);
       for (Index i = 0; i < wide.size(); ++i) wide.flat()[i] = static_cast<A>(normed_.flat()[i]);
       head_.forward(std::as_const(wide).view(), out, executor_);
-    }
-  }
-  /// Keys and values of the batch's own sequences.
-  void segments_of(const peft::PackedBatch& batch, const Saved& s) {
-    segments_.clear();
-    for (std::size_t i = 0; i + 1 < batch.offsets.size(); ++i) {
-      const Index first = batch.offsets[i], count = batch.offsets[i + 1] - first;
-      segments_.push_back({first, count, s.k.view().row_range(first, count), s.v.view().row_range(first, count), {}, {}});
     }
   }
   Index lowest_adapted_layer() const {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       for (const Linear* linear : layers_[i].linears()) {
-        if (!linear->merge_terms(selection_).empty()) return static_cast<Index>(i);
+        if (is_adapted(*linear)) return static_cast<Index>(i);
       }
     }
     return config_.num_hidden_layers;
   }
+  bool is_adapted(const Linear& linear) const { return linear.is_adapted(selection_); }
 
   void forward(const peft::PackedBatch& batch, const peft::TrainContext<T>& context) {
     batch.check();
-    const Index tokens = batch.tokens();
-    positions_ = batch.positions;
+    const Index own = batch.tokens(), tokens = own + virtual_.rows();
     layers_in_.resize(layers_.size() + 1);
     saved_.resize(layers_.size());
     for (auto& x : layers_in_) x.resize_discard(tokens, config_.hidden_size);
-    normed_.resize_discard(tokens, config_.hidden_size);
     product_.resize_discard(tokens, config_.intermediate_size);
-    peft::ops::embedding_forward<T, T>({batch.ids.data(), tokens}, embedding_.view, layers_in_[0], executor_);
+    virtual_.positions(batch, positions_);
+    const peft::DropoutKey dropout{context.seed, context.step, kPromptModule, 0};
+    virtual_.encode(context.dropout ? &dropout : nullptr, executor_);
+    peft::ops::embedding_forward<T, T>({batch.ids.data(), own}, embedding_.view, layers_in_[0].view().row_range(0, own),
+                                       executor_);
+    if (prompt()) prompt()->write(layers_in_[0].view().row_range(own, virtual_.rows()));
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       const Layer& layer = layers_[i];
       Saved& s = saved_[i];
@@ -276,7 +279,7 @@ class Llama {
       layer.v.forward(normed(), s.v, s.of_v, context, executor_);
       if (config_.qk_norm) norm_heads(layer, s.unnormed_q, s.unnormed_k, s.q, s.k);
       rotate(s.q, s.k);
-      segments_of(batch, s);
+      virtual_.segments(batch, static_cast<Index>(i), s.k, s.v, segments_);
       peft::ops::attention_forward<T>(s.q, segments_, shape(), s.a, s.log_sum_exp, executor_);
       layer.o.forward(std::as_const(s.a).view(), s.m, s.of_o, context, executor_);
       peft::ops::add<T>(x, s.m, executor_);
@@ -297,7 +300,7 @@ class Llama {
     Saved& s = saved_[at];
     const Matrix<T>& x = layers_in_[at];
     Matrix<T>& d = gradient_;
-    const Index tokens = batch.tokens();
+    const Index tokens = d.rows();
     branch_.resize_discard(tokens, config_.hidden_size);
     d_keys_.resize_discard(tokens, s.k.cols());
     d_values_.resize_discard(tokens, s.v.cols());
@@ -317,14 +320,12 @@ class Llama {
                                     executor_);
 
     layer.o.backward(upper, std::as_const(s.a).view(), s.of_o, d_attention_, Accumulate::kOverwrite, context, executor_);
-    segments_of(batch, s);
-    grad_segments_.clear();
-    for (const auto& segment : segments_) {
-      grad_segments_.push_back({d_keys_.view().row_range(segment.query_first, segment.query_count),
-                                d_values_.view().row_range(segment.query_first, segment.query_count), {}, {}});
-    }
+    virtual_.segments(batch, index, s.k, s.v, segments_);
+    virtual_.grad_segments(segments_, index, d_keys_, d_values_, grad_segments_);
     peft::ops::attention_backward<T>(std::as_const(d_attention_).view(), s.q, s.a, s.log_sum_exp, segments_, shape(),
                                      d_attention_, grad_segments_, executor_);
+    if (!want_input && !is_adapted(layer.q) && !is_adapted(layer.k) && !is_adapted(layer.v)) return;
+    virtual_.add_prompt_gradients(d_keys_, d_values_);
     const VectorView<const std::int32_t> positions{positions_.data(), tokens};
     const auto& table = rope_.table(positions_);
     peft::ops::rope_backward<T>(d_attention_, positions, config_.head_dim, table, executor_);
@@ -341,6 +342,46 @@ class Llama {
     if (want_input) {
       peft::ops::rms_norm_backward<T>(branch_, x, layer.input_norm.view(), config_.rms_norm_eps, Accumulate::kAdd, d, {},
                                       executor_);
+    }
+  }
+
+  /// scratch_in_ holds the embedded new tokens, one sequence after another, and receives the last layer's output; keys and
+  /// values go to the caches. Sizes are the caller's to check.
+  void read(std::span<const Index> counts, std::span<KvCache<T>* const> caches) {
+    Matrix<T>& x = scratch_in_;
+    Saved& s = scratch_;
+    s.resize(config_, x.rows());
+    positions_.clear();
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+      for (Index j = 0; j < counts[i]; ++j) positions_.push_back(static_cast<std::int32_t>(caches[i]->next_position() + j));
+    }
+    for (Index l = 0; l < config_.num_hidden_layers; ++l) {
+      const Layer& layer = layers_[static_cast<std::size_t>(l)];
+      norm(x, layer.input_norm);
+      layer.q.forward(normed(), s.q, selection_, executor_);
+      layer.k.forward(normed(), s.k, selection_, executor_);
+      layer.v.forward(normed(), s.v, selection_, executor_);
+      if (config_.qk_norm) norm_heads(layer, s.q, s.k, s.q, s.k);
+      rotate(s.q, s.k);
+      segments_.clear();
+      Index row = 0;
+      for (std::size_t i = 0; i < counts.size(); ++i) {
+        KvCache<T>& cache = *caches[i];
+        const KvPrefix<T>* prefix = cache.prefix();
+        cache.write(l, std::as_const(s.k).view().row_range(row, counts[i]), std::as_const(s.v).view().row_range(row, counts[i]));
+        segments_.push_back({row, counts[i], cache.keys(l), cache.values(l), {}, {}});
+        if (prefix) segments_.back().prefix_keys = prefix->keys(l), segments_.back().prefix_values = prefix->values(l);
+        row += counts[i];
+      }
+      peft::ops::attention_forward<T>(s.q, segments_, shape(), s.a, {}, executor_);
+      layer.o.forward(std::as_const(s.a).view(), s.m, selection_, executor_);
+      peft::ops::add<T>(x, s.m, executor_);
+      norm(s.m, layer.post_norm);
+      layer.gate.forward(normed(), s.gate, selection_, executor_);
+      layer.up.forward(normed(), s.up, selection_, executor_);
+      peft::ops::swiglu_forward<T>(s.gate, s.up, s.gate, executor_);
+      layer.down.forward(std::as_const(s.gate).view(), x, selection_, executor_);
+      peft::ops::add<T>(s.m, x, executor_);
     }
   }
 
@@ -365,6 +406,7 @@ class Llama {
   peft::DenseLinear<T> head_;
   LlamaRope<A> rope_;
   peft::Selection<T> selection_;
+  VirtualTokens<T> virtual_;
   ExecutorRef executor_ = peft::default_executor();
   // Memory that is kept from step to step.
   peft::LinearCrossEntropy<T> loss_;

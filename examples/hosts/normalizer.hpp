@@ -1,5 +1,5 @@
 #pragma once
-/// A tokenizer's normalizer: Unicode's normal forms (utf8proc), SentencePiece's U+2581 for spaces.
+/// A tokenizer's normalizer: Unicode's normal forms (utf8proc), SentencePiece's U+2581 for spaces, BERT's steps.
 
 #include <utf8proc.h>
 
@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "hosts/bert_characters.hpp"
 #include "hosts/tokenizer_spec.hpp"
 #include "hosts/utf8.hpp"
 #include "peft/error.hpp"
@@ -43,8 +44,55 @@ class Normalizer {
         return to_form(text, UTF8PROC_COMPOSE | UTF8PROC_COMPAT);
       case Kind::kNfkd:
         return to_form(text, UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT);
+      case Kind::kBert:
+        return bert(step, text);
     }
     return text;
+  }
+
+  /// Cleaned, ideographs apart, accents gone, lower case, in this order. Bytes that are not UTF-8 go where text is cleaned.
+  static std::string bert(const NormalizerStep& step, std::string_view text) {
+    std::string result;
+    for_each_valid_part(text, [&](std::string_view part, bool is_valid) {
+      if (!is_valid) {
+        if (!step.clean_text) result += part;
+        return;
+      }
+      for_each_code_point(part, [&](std::int32_t c, std::string_view bytes) {
+        if (step.clean_text && is_bert_control(c)) return;
+        if (step.handle_chinese_chars && is_bert_ideograph(c)) {
+          (result += ' ').append(bytes) += ' ';
+        } else if (step.clean_text && is_bert_space(c)) {
+          result += ' ';
+        } else {
+          result += bytes;
+        }
+      });
+    });
+    if (step.strip_accents) {
+      result = mapped(to_form(result, UTF8PROC_DECOMPOSE), [](std::string& out, std::int32_t c, std::string_view bytes) {
+        if (utf8proc_category(c) != UTF8PROC_CATEGORY_MN) out += bytes;
+      });
+    }
+    if (!step.lowercase) return result;
+    return mapped(result, [](std::string& out, std::int32_t c, std::string_view) {
+      append_utf8(out, static_cast<char32_t>(utf8proc_tolower(c)));
+      if (c == 0x130) append_utf8(out, 0x307);  // İ: the one letter that becomes two characters
+    });
+  }
+
+  /// change(result, character, its bytes) for every character; bytes that are not UTF-8 stay.
+  template <class Change>
+  static std::string mapped(std::string_view text, Change&& change) {
+    std::string result;
+    for_each_valid_part(text, [&](std::string_view part, bool is_valid) {
+      if (is_valid) {
+        for_each_code_point(part, [&](std::int32_t c, std::string_view bytes) { change(result, c, bytes); });
+      } else {
+        result += part;
+      }
+    });
+    return result;
   }
 
   static std::string replace(std::string_view text, std::string_view pattern, std::string_view content) {

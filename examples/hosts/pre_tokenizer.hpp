@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "hosts/bert_characters.hpp"
 #include "hosts/regex.hpp"
 #include "hosts/tokenizer_spec.hpp"
 #include "hosts/utf8.hpp"
@@ -80,14 +81,36 @@ class PreTokenizer {
   template <class Run>
   void split_from(std::size_t index, std::string_view text, Run&& run) const {
     if (text.empty()) return;
-    while (index < steps_.size() && !steps_[index].regex) ++index;
+    const auto cuts = [&](std::size_t i) { return steps_[i].regex || steps_[i].step.kind == PreTokenizerStep::Kind::kBert; };
+    while (index < steps_.size() && !cuts(index)) ++index;
     if (index == steps_.size()) return run(text);
+    if (!steps_[index].regex) {
+      return split_bert(text, [&](std::string_view word) { split_from(index + 1, word, run); });
+    }
     std::vector<Piece> pieces;
     const PreTokenizerStep& step = steps_[index].step;
     steps_[index].regex->for_each_piece(text, [&](std::string_view piece, bool is_match) {
       pieces.push_back({piece, is_match != step.invert});
     });
     for (const Piece& piece : joined(std::move(pieces), behavior_of(step))) split_from(index + 1, piece.text, run);
+  }
+
+  /// White space goes, punctuation stands alone.
+  template <class Run>
+  static void split_bert(std::string_view text, Run&& run) {
+    std::size_t begin = 0, at = 0;
+    const auto end_word = [&] {
+      if (at > begin) run(text.substr(begin, at - begin));
+    };
+    for_each_code_point(text, [&](std::int32_t c, std::string_view bytes) {
+      if (is_bert_space(c) || is_bert_punctuation(c)) {
+        end_word();
+        if (!is_bert_space(c)) run(bytes);
+        begin = at + bytes.size();
+      }
+      at += bytes.size();
+    });
+    end_word();
   }
 
   static PreTokenizerStep::Behavior behavior_of(const PreTokenizerStep& step) noexcept {

@@ -1,6 +1,6 @@
 #pragma once
 /// The tokenizer of a Hugging Face folder: tokenizer.json, with what tokenizer_config.json and generation_config.json say of
-/// its beginning and end of text.
+/// its beginning and end of text; or a BERT's vocab.txt where there is no tokenizer.json.
 
 #include <algorithm>
 #include <filesystem>
@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "hosts/tokenizer_json.hpp"
+#include "hosts/vocab_txt.hpp"
 
 namespace peft_examples {
 
@@ -45,8 +46,12 @@ inline TokenizerSpec read_tokenizer(const std::filesystem::path& folder) {
     std::error_code ignored;
     return std::filesystem::exists(path(name), ignored);
   };
+  if (!has("tokenizer.json") && has("vocab.txt")) {
+    const peft::Json json = has("tokenizer_config.json") ? read_json(path("tokenizer_config.json")) : peft::Json::object();
+    return read_vocab_txt(path("vocab.txt"), JsonFields(json, path("tokenizer_config.json").string()));
+  }
   if (!has("tokenizer.json")) {
-    peft::fail<peft::IoError>("loading a tokenizer: {} has no tokenizer.json; transformers writes one: "
+    peft::fail<peft::IoError>("loading a tokenizer: {} has no tokenizer.json and no vocab.txt; transformers writes one: "
                               "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
                               folder.string());
   }

@@ -43,8 +43,15 @@ inline void read_normalizer(const JsonFields& step, std::vector<NormalizerStep>&
     std::string pattern = read_pattern(step, is_literal);
     if (!is_literal) step.wrong("pattern", step.need("pattern"), "{\"String\": …}: this normalizer replaces plain text");
     out.push_back({Kind::kReplace, std::move(pattern), step.text("content")});
+  } else if (type == "BertNormalizer") {
+    NormalizerStep one{Kind::kBert};
+    one.clean_text = step.truth_or("clean_text", true);
+    one.handle_chinese_chars = step.truth_or("handle_chinese_chars", true);
+    one.lowercase = step.truth_or("lowercase", true);
+    one.strip_accents = step.truth_or("strip_accents", one.lowercase);
+    out.push_back(std::move(one));
   } else {
-    refuse_step(step, "normalizer", "NFC, NFD, NFKC, NFKD, Prepend, Replace and Sequence");
+    refuse_step(step, "normalizer", "NFC, NFD, NFKC, NFKD, Prepend, Replace, BertNormalizer and Sequence");
   }
 }
 
@@ -96,8 +103,10 @@ inline void read_pre_tokenizer(const JsonFields& step, std::vector<PreTokenizerS
     one.prepend = choose<Prepend>(step, "prepend_scheme", old_always ? "always" : "never",
                                   {{"always", Prepend::kAlways}, {"first", Prepend::kFirst}, {"never", Prepend::kNever}});
     one.split = step.truth_or("split", true);
+  } else if (type == "BertPreTokenizer") {
+    one.kind = Kind::kBert;
   } else {
-    refuse_step(step, "pre-tokenizer", "ByteLevel, Split, Digits, Metaspace and Sequence");
+    refuse_step(step, "pre-tokenizer", "ByteLevel, Split, Digits, Metaspace, BertPreTokenizer and Sequence");
   }
   out.push_back(std::move(one));
 }
@@ -121,8 +130,11 @@ inline void read_decoder(const JsonFields& step, TokenizerSpec& spec, bool& byte
     }
   } else if (type == "Metaspace") {
     if (step.text_or("prepend_scheme", step.truth_or("add_prefix_space", true) ? "always" : "never") != "never") spec.strip_left = 1;
+  } else if (type == "WordPiece" && spec.model == TokenizerSpec::Model::kWordPiece) {
+    if (step.text_or("prefix", "##") != spec.continuing_prefix) step.wrong("prefix", step.need("prefix"), "the model's continuing_subword_prefix");
+    spec.cleanup = step.truth_or("cleanup", true);
   } else if (type != "ByteFallback" && type != "Fuse") {
-    refuse_step(step, "decoder", "ByteLevel, Replace, ByteFallback, Fuse, Strip, Metaspace and Sequence");
+    refuse_step(step, "decoder", "ByteLevel, Replace, ByteFallback, Fuse, Strip, Metaspace and Sequence, and WordPiece for its own model");
   }
 }
 
@@ -134,7 +146,15 @@ inline void read_post_processor(const JsonFields& step, TokenizerSpec& spec) {
     for (const peft::Json& inner : step.list("processors")) read_post_processor(JsonFields(inner, step.where()), spec);
     return;
   }
-  if (type != "TemplateProcessing") refuse_step(step, "post-processor", "TemplateProcessing, ByteLevel and Sequence");
+  if (type == "BertProcessing") {
+    for (const auto& [name, ids] : {std::pair{"cls", &spec.prefix}, {"sep", &spec.suffix}}) {
+      const peft::Json& token = step.list(name);
+      if (token.size() != 2 || !token[1].is_number_integer()) step.wrong(name, token, "a token and its id");
+      ids->push_back(token[1].get<std::int32_t>());
+    }
+    return;
+  }
+  if (type != "TemplateProcessing") refuse_step(step, "post-processor", "TemplateProcessing, BertProcessing, ByteLevel and Sequence");
   bool behind = false;
   for (const peft::Json& part : step.list("single")) {
     const JsonFields piece(part, step.where() + ", single");
@@ -162,10 +182,28 @@ inline void put_token(TokenizerSpec& spec, std::int64_t id, const std::string& t
   spec.tokens[at] = text;
 }
 
+inline void read_vocabulary(const JsonFields& model, TokenizerSpec& spec) {
+  const JsonFields vocab = model.object("vocab");
+  for (const auto& [text, id] : vocab.json().items()) {
+    if (!id.is_number_integer()) vocab.wrong(text, id, "a whole number");
+    put_token(spec, id.get<std::int64_t>(), text, vocab.where());
+  }
+}
+
+inline void read_word_piece(const JsonFields& model, TokenizerSpec& spec) {
+  spec.model = TokenizerSpec::Model::kWordPiece;
+  spec.continuing_prefix = model.text_or("continuing_subword_prefix", "##");
+  const Index most = model.whole_or("max_input_chars_per_word", 100);
+  if (most < 1) model.wrong("max_input_chars_per_word", model.need("max_input_chars_per_word"), "at least 1");
+  spec.max_input_chars_per_word = static_cast<std::int32_t>(std::min<Index>(most, 1 << 30));
+  model.text("unk_token");
+  read_vocabulary(model, spec);
+}
+
 inline void read_bpe(const JsonFields& model, TokenizerSpec& spec) {
-  // Old files leave the type out; WordPiece and Unigram have no merges.
+  // Old files leave the type out; Unigram has no merges.
   if (model.text_or("type", "BPE") != "BPE" || model.find("merges") == nullptr) {
-    peft::fail<peft::FormatError>("{}: the type is {}; expected \"BPE\" with merges", model.where(), peft::quote_text(model.text_or("type", "")));
+    peft::fail<peft::FormatError>("{}: the type is {}; expected \"BPE\" with merges, or \"WordPiece\"", model.where(), peft::quote_text(model.text_or("type", "")));
   }
   if (model.number_or("dropout", 0.0) != 0.0) model.wrong("dropout", model.need("dropout"), "null: encoding draws nothing by chance");
   for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
@@ -174,11 +212,7 @@ inline void read_bpe(const JsonFields& model, TokenizerSpec& spec) {
   spec.byte_fallback = model.truth_or("byte_fallback", false);
   spec.fuse_unk = model.truth_or("fuse_unk", false);
   spec.ignore_merges = model.truth_or("ignore_merges", false);
-  const JsonFields vocab = model.object("vocab");
-  for (const auto& [text, id] : vocab.json().items()) {
-    if (!id.is_number_integer()) vocab.wrong(text, id, "a whole number");
-    put_token(spec, id.get<std::int64_t>(), text, vocab.where());
-  }
+  read_vocabulary(model, spec);
   for (const peft::Json& merge : model.list("merges")) {
     if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
       spec.merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
@@ -215,7 +249,9 @@ inline TokenizerSpec read_tokenizer_json(const peft::Json& json, const std::stri
   const JsonFields file(json, where);
   TokenizerSpec spec;
   const JsonFields model = file.object("model");
-  detail::read_bpe(model, spec);
+  const bool is_word_piece = model.text_or("type", "") == "WordPiece" ||
+                             (model.find("type") == nullptr && model.find("max_input_chars_per_word") != nullptr);
+  is_word_piece ? detail::read_word_piece(model, spec) : detail::read_bpe(model, spec);
   detail::read_added_tokens(file, spec);
   if (file.find("normalizer") != nullptr) detail::read_normalizer(file.object("normalizer"), spec.normalizer);
   if (file.find("pre_tokenizer") != nullptr) detail::read_pre_tokenizer(file.object("pre_tokenizer"), spec.pre_tokenizer);
@@ -232,8 +268,9 @@ inline TokenizerSpec read_tokenizer_json(const peft::Json& json, const std::stri
     if (found == spec.tokens.end()) model.wrong("unk_token", model.need("unk_token"), "a token of the vocabulary");
     spec.unk = static_cast<std::int32_t>(found - spec.tokens.begin());
   }
-  for (const std::int32_t id : spec.prefix) {
-    if (id < 0 || id >= static_cast<std::int32_t>(spec.tokens.size())) {
+  for (const auto* ids : {&spec.prefix, &spec.suffix}) {
+    for (const std::int32_t id : *ids) {
+      if (id >= 0 && id < static_cast<std::int32_t>(spec.tokens.size())) continue;
       peft::fail<peft::FormatError>("{}: the template has the id {}, outside the vocabulary of {}", where, id, spec.tokens.size());
     }
   }

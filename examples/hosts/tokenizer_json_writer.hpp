@@ -34,6 +34,12 @@ inline Json normalizer_json(const NormalizerStep& step) {
       return {{"type", "NFKD"}};
     case Kind::kPrepend:
       return {{"type", "Prepend"}, {"prepend", step.content}};
+    case Kind::kBert:
+      return {{"type", "BertNormalizer"},
+              {"clean_text", step.clean_text},
+              {"handle_chinese_chars", step.handle_chinese_chars},
+              {"strip_accents", step.strip_accents},
+              {"lowercase", step.lowercase}};
     case Kind::kReplace:
       break;
   }
@@ -54,6 +60,8 @@ inline Json pre_tokenizer_json(const PreTokenizerStep& step) {
       return {{"type", "Digits"}, {"individual_digits", step.individual_digits}};
     case Kind::kByteLevel:
       return {{"type", "ByteLevel"}, {"add_prefix_space", step.add_prefix_space}, {"trim_offsets", true}, {"use_regex", step.use_regex}};
+    case Kind::kBert:
+      return {{"type", "BertPreTokenizer"}};
     case Kind::kMetaspace:
       break;
   }
@@ -64,6 +72,9 @@ inline Json pre_tokenizer_json(const PreTokenizerStep& step) {
 }
 
 inline Json decoder_json(const TokenizerSpec& spec) {
+  if (spec.model == TokenizerSpec::Model::kWordPiece) {
+    return {{"type", "WordPiece"}, {"prefix", spec.continuing_prefix}, {"cleanup", spec.cleanup}};
+  }
   if (spec.byte_level) return {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}};
   Json steps = Json::array({{{"type", "Replace"}, {"pattern", {{"String", std::string(kMetaspace)}}}, {"content", " "}},
                             {{"type", "ByteFallback"}},
@@ -115,6 +126,23 @@ peft::Json tokenizer_json(const TokenizerSpec& spec, Unused&& is_unused) {
     for (const RankedMerge& merge : merges_of_scores(spec)) merges.push_back(Json::array({merge.left, merge.right}));
   }
   const Json unk = spec.unk >= 0 ? Json(spec.tokens[static_cast<std::size_t>(spec.unk)]) : Json(nullptr);
+  Json model = {{"type", "BPE"},
+                {"dropout", nullptr},
+                {"unk_token", unk},
+                {"continuing_subword_prefix", nullptr},
+                {"end_of_word_suffix", nullptr},
+                {"fuse_unk", spec.fuse_unk},
+                {"byte_fallback", spec.byte_fallback},
+                {"ignore_merges", spec.ignore_merges}};
+  if (spec.model == TokenizerSpec::Model::kWordPiece) {
+    model = {{"type", "WordPiece"},
+             {"unk_token", unk},
+             {"continuing_subword_prefix", spec.continuing_prefix},
+             {"max_input_chars_per_word", spec.max_input_chars_per_word}};
+  } else {
+    model["merges"] = std::move(merges);
+  }
+  model["vocab"] = std::move(vocab);
   return {{"version", "1.0"},
           {"truncation", nullptr},
           {"padding", nullptr},
@@ -123,17 +151,7 @@ peft::Json tokenizer_json(const TokenizerSpec& spec, Unused&& is_unused) {
           {"pre_tokenizer", detail::sequence_of("pretokenizers", std::move(pre_tokenizer))},
           {"post_processor", detail::template_json(spec)},
           {"decoder", detail::decoder_json(spec)},
-          {"model",
-           {{"type", "BPE"},
-            {"dropout", nullptr},
-            {"unk_token", unk},
-            {"continuing_subword_prefix", nullptr},
-            {"end_of_word_suffix", nullptr},
-            {"fuse_unk", spec.fuse_unk},
-            {"byte_fallback", spec.byte_fallback},
-            {"ignore_merges", spec.ignore_merges},
-            {"vocab", std::move(vocab)},
-            {"merges", std::move(merges)}}}};
+          {"model", std::move(model)}};
 }
 
 /// The named special tokens of a tokenizer: bos_token, eos_token, unk_token, pad_token.

@@ -1,6 +1,7 @@
 #pragma once
 /// Pre-tokenizers that GGUFs name (`tokenizer.ggml.pre`), step by step as the models' own tokenizer.json have them.
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <optional>

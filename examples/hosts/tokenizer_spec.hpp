@@ -1,7 +1,7 @@
 #pragma once
-/// Everything that decides a byte-pair tokenizer's ids, whichever file it came from: a tokenizer.json or a GGUF. The steps
-/// are those of Hugging Face's tokenizers:
-///   text → special tokens cut out → normalizer → pre-tokenizer → merges, word by word → ids between prefix and suffix
+/// Everything that decides a tokenizer's ids, whichever file it came from: a tokenizer.json, a vocab.txt or a GGUF. The
+/// steps are those of Hugging Face's tokenizers:
+///   text → special tokens cut out → normalizer → pre-tokenizer → pieces, word by word → ids between prefix and suffix
 
 #include <cstdint>
 #include <string>
@@ -13,16 +13,20 @@ namespace peft_examples {
 
 /// One step of a normalizer.
 struct NormalizerStep {
-  enum class Kind : std::uint8_t { kNfc, kNfd, kNfkc, kNfkd, kPrepend, kReplace };
+  enum class Kind : std::uint8_t { kNfc, kNfd, kNfkc, kNfkd, kPrepend, kReplace, kBert };
   Kind kind = Kind::kNfc;
   std::string pattern = {};  ///< kReplace: every occurrence of it …
   std::string content = {};  ///< … becomes this; kPrepend: goes before a text that is not empty
+  bool clean_text = true;      ///< kBert: control characters go, white space of any kind becomes a space
+  bool handle_chinese_chars = true;  ///< kBert: ideographs get a space on either side
+  bool strip_accents = true;   ///< kBert: combining marks go
+  bool lowercase = true;       ///< kBert
   bool operator==(const NormalizerStep&) const = default;
 };
 
 /// One step of a pre-tokenizer.
 struct PreTokenizerStep {
-  enum class Kind : std::uint8_t { kSplit, kDigits, kByteLevel, kMetaspace };
+  enum class Kind : std::uint8_t { kSplit, kDigits, kByteLevel, kMetaspace, kBert };
   /// What becomes of a match of kSplit: a word of its own, nothing, or a part of the word beside it.
   enum class Behavior : std::uint8_t { kIsolated, kRemoved, kMergedWithPrevious, kMergedWithNext, kContiguous };
   enum class Prepend : std::uint8_t { kAlways, kFirst, kNever };
@@ -55,6 +59,8 @@ struct AddedToken {
 inline constexpr std::string_view kMetaspace = "\xE2\x96\x81";
 
 struct TokenizerSpec {
+  enum class Model : std::uint8_t { kBytePair, kWordPiece };
+  Model model = Model::kBytePair;
   std::vector<std::string> tokens;  ///< by id; "": none has that id
   std::vector<std::pair<std::string, std::string>> merges;  ///< the first has the highest priority
   std::vector<float> scores;  ///< by id: pieces merge by the score of what they become (SentencePiece); then no merges
@@ -67,6 +73,9 @@ struct TokenizerSpec {
   bool fuse_unk = false;       ///< unknown characters in a row are one unknown token
   bool ignore_merges = false;  ///< a word that is a token is that token, whatever the merges say
   std::int32_t unk = -1;
+  std::string continuing_prefix = "##";          ///< WordPiece: before pieces that do not begin their word
+  std::int32_t max_input_chars_per_word = 100;   ///< WordPiece: longer words are unknown
+  bool cleanup = true;                           ///< WordPiece: decoding takes spaces before punctuation away
   int strip_left = 0;  ///< spaces that decoding takes from the front of a text
   std::vector<std::int32_t> prefix, suffix;  ///< ids around a text where special tokens are asked for
   std::int32_t bos = -1, eos = -1, pad = -1;

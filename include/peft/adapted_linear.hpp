@@ -1,8 +1,9 @@
 #pragma once
 /// A linear layer of a host to which adapters attach by name:
 ///   y = base(x) + Σ_a w_a·s_a·(x̃_a·A_aᵀ)·B_aᵀ   over the active adapters a that adapt this module
-/// Saved for backward: S_a [n, r_a] and the dropout's key per adapter; x stays the host's. Each module and each adapter
-/// has its own dropout mask, as in Python PEFT.
+/// and likewise for updates of other kinds than low-rank terms: docs/METHODS.md. Saved for backward: S_a [n, r_a] and the
+/// dropout's key per adapter; x stays the host's. Each module and each adapter has its own dropout mask, as in Python
+/// PEFT.
 
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include "peft/core/parallel.hpp"
 #include "peft/lora.hpp"
 #include "peft/selection.hpp"
+#include "peft/update_pass.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -35,9 +37,10 @@ class AdaptedLinear {
   using value_type = T;
   using accumulator_type = Accumulator<T>;
 
-  /// What a training forward leaves for backward: one entry per active adapter of this module. Reuse it.
+  /// What a training forward leaves for backward: one entry per active update of this module. Reuse it.
   struct Saved {
-    std::vector<typename Lora<T>::Saved> adapters;
+    std::vector<UpdateSaved<T>> adapters;
+    PassSaved<T> pass;
   };
 
   AdaptedLinear(std::string module_name, AnyLinear<T> base) : module_(std::move(module_name)), base_(std::move(base)) {}
@@ -83,70 +86,57 @@ class AdaptedLinear {
           "and bias) or peft::BackwardLinear (backward_input)",
           name());
     }
-    std::vector<Step> steps;
-    Index total_rank = 0;
-    context.selection.for_each_on(module_, [&](Lora<T>& lora, double weight, std::size_t) {
-      steps.push_back({&lora, weight, {}, {}});
-      total_rank += lora.r();
-    });
-    if (steps.size() != saved.adapters.size()) {
+    const std::vector<detail::ActiveUpdate<T>> active = updates_of(context.selection, &context);
+    if (active.size() != saved.adapters.size()) {
       fail<ShapeError>("{}: backward got what a forward saved with {} adapters; expected {}, the selection's", name(),
-                       saved.adapters.size(), steps.size());
+                       saved.adapters.size(), active.size());
     }
-    Matrix<accumulator_type> ds(x.rows, total_rank);
-    std::vector<BasicInputGradTerm<accumulator_type>> terms;
-    Index column = 0;
-    for (std::size_t i = 0; i < steps.size(); ++i) {
-      Step& step = steps[i];
-      const auto& kept = saved.adapters[i];
-      detail::check_shape(name(), "S", kept.s.view(), x.rows, step.lora->r());
-      step.mask = kept.dropout.bits(x.rows, x.cols, step.lora->dropout(), step.scratch, executor);
-      const MatrixView<accumulator_type> own = ds.view().column_range(column, step.lora->r());
-      step.lora->accumulate_gradients(dy, x, step.mask, kept.s.view(), step.weight, own, executor);
-      terms.push_back({own, step.lora->a_view(), step.mask});
-      column += step.lora->r();
+    for (std::size_t i = 0; i < active.size(); ++i) {
+      if (active[i].update->rank() > 0) {
+        detail::check_shape(name(), "S", saved.adapters[i].s.view(), x.rows, active[i].update->rank());
+      }
     }
-    if (dx.data != nullptr) base_.backward_low_rank(dy, terms, dx, mode, executor);
+    detail::UpdatePass<T>(base_, active, name(), executor).backward(dy, x, saved.adapters, saved.pass, dx, mode);
   }
 
-  /// The terms by which the selection changes this module's weight: W + Σ scale·B·A.
-  std::vector<BasicMergeTerm<accumulator_type>> merge_terms(const Selection<T>& selection) const {
-    std::vector<BasicMergeTerm<accumulator_type>> terms;
-    selection.for_each_on(module_, [&](Lora<T>& lora, double weight, std::size_t) {
-      terms.push_back({lora.a_view(), lora.b_view(), static_cast<accumulator_type>(lora.scaling() * weight)});
-    });
-    return terms;
+  /// Whether the selection has an update for this module.
+  bool is_adapted(const Selection<T>& selection) const {
+    bool any = false;
+    selection.for_each_on(module_, [&any](detail::LinearUpdate<T>&, const auto&, std::size_t) { any = true; });
+    return any;
+  }
+  /// The selection's updates of this module, without dropout.
+  std::vector<detail::ActiveUpdate<T>> updates_of(const Selection<T>& selection) const {
+    return updates_of(selection, nullptr);
+  }
+  /// How the selection changes this module's weight and bias; it owns what its view() views.
+  detail::OwnedChange<T> merge_change(const Selection<T>& selection, ExecutorRef executor = default_executor()) const {
+    const auto active = updates_of(selection);
+    return detail::UpdatePass<T>(base_, active, name(), executor).change();
   }
 
  private:
-  struct Step {
-    Lora<T>* lora;
-    double weight;
-    kernels::MaskBits mask;
-    Buffer<std::uint8_t> scratch;
-  };
+  std::vector<detail::ActiveUpdate<T>> updates_of(const Selection<T>& selection, const TrainContext<T>* training) const {
+    std::vector<detail::ActiveUpdate<T>> active;
+    selection.for_each_on(module_, [&](detail::LinearUpdate<T>& update, const auto& entry, std::size_t position) {
+      detail::ActiveUpdate<T> one{&update, entry.weight, {}, {}};
+      if (training != nullptr && training->dropout) one.dropout = DropoutMask(dropout_key(*training, position));
+      if (entry.rows != nullptr) one.rows = *entry.rows;
+      active.push_back(one);
+    });
+    return active;
+  }
 
   void run_forward(MatrixView<const T> x, MatrixView<T> y, const Selection<T>& selection, Saved& saved,
                    const TrainContext<T>* training, ExecutorRef executor) const {
     check(x, "y", y);
-    std::size_t count = 0;
-    std::vector<BasicLowRankTerm<accumulator_type>> terms;
-    const auto step = [&](Lora<T>& lora, double weight, std::size_t position) {
-      if (saved.adapters.size() <= count) saved.adapters.emplace_back();
-      typename Lora<T>::Saved& kept = saved.adapters[count++];
-      kept.dropout =
-          training != nullptr && training->dropout ? DropoutMask(dropout_key(*training, position)) : DropoutMask();
-      kept.s.resize_discard(x.rows, lora.r());
-      Buffer<std::uint8_t> scratch;
-      lora.project(x, kept.dropout.bits(x.rows, x.cols, lora.dropout(), scratch, executor), kept.s.view(), executor);
-      terms.push_back(lora.forward_term(std::as_const(kept.s).view(), weight));
-    };
-    if (!merged_) selection.for_each_on(module_, step);
-    saved.adapters.resize(count);
-    if (terms.empty()) {
+    std::vector<detail::ActiveUpdate<T>> active;
+    if (!merged_) active = updates_of(selection, training);
+    saved.adapters.resize(active.size());
+    if (active.empty()) {
       base_.forward(x, y, executor);
     } else {
-      base_.forward_low_rank(x, terms, y, executor);
+      detail::UpdatePass<T>(base_, active, name(), executor).forward(x, y, saved.adapters, saved.pass, training != nullptr);
     }
   }
 

@@ -13,45 +13,12 @@
 #include <vector>
 
 #include "peft/adapted_linear.hpp"
+#include "peft/make_adapter.hpp"
 #include "peft/named_adapter.hpp"
 #include "peft/selection.hpp"
 #include "peft/target_modules.hpp"
 
 PEFT_BEGIN_NAMESPACE
-
-namespace detail {
-
-/// An adapter with one Lora per site that `config` means, all zero; prepare(const AdaptedLinear<T>&, Lora<T>&) sets it up.
-/// Throws ConfigError (see match_target_modules).
-template <Scalar T, class Prepare>
-std::shared_ptr<NamedAdapter<T>> attach_adapter(std::string name, const LoraConfig& config,
-                                                std::span<AdaptedLinear<T>* const> sites, UnmatchedTargets unmatched,
-                                                Prepare&& prepare) {
-  std::vector<std::string> names;
-  names.reserve(sites.size());
-  for (const AdaptedLinear<T>* site : sites) names.push_back(site->name());
-  auto adapter = std::make_shared<NamedAdapter<T>>(std::move(name), config);
-  for (const TargetMatch& match : match_target_modules(config, names, unmatched)) {
-    const AdaptedLinear<T>& site = *sites[match.module];
-    Lora<T> lora(site.in_features(), site.out_features(), match.r, match.scaling, config.lora_dropout);
-    prepare(site, lora);
-    adapter->add(site.module(), std::move(lora));
-  }
-  return adapter;
-}
-
-}  // namespace detail
-
-/// Makes an adapter for the sites that `config` means, started from `seed`: a module's start depends on the seed and
-/// the module's name only. Throws ConfigError where nothing matches (see match_target_modules).
-template <Scalar T>
-std::shared_ptr<NamedAdapter<T>> make_adapter(std::string name, const LoraConfig& config,
-                                              std::span<AdaptedLinear<T>* const> sites, std::uint64_t seed,
-                                              UnmatchedTargets unmatched = UnmatchedTargets::kRefuse) {
-  return detail::attach_adapter<T>(
-      std::move(name), config, sites, unmatched,
-      [&](const AdaptedLinear<T>& site, Lora<T>& lora) { lora.reset(config, seed, site.module().hash()); });
-}
 
 template <Scalar T>
 class AdapterRegistry {
@@ -60,8 +27,9 @@ class AdapterRegistry {
 
   /// Makes an adapter and keeps it; it is not active before set_adapter. Throws ConfigError for a name in use or a
   /// configuration that fits no site.
-  AdapterPointer add_adapter(std::string name, const LoraConfig& config, std::span<AdaptedLinear<T>* const> sites,
-                             std::uint64_t seed, UnmatchedTargets unmatched = UnmatchedTargets::kRefuse) {
+  template <class Config = LoraConfig>
+  AdapterPointer add_adapter(std::string name, const Config& config, const AdapterSites<T>& sites, std::uint64_t seed,
+                             UnmatchedTargets unmatched = UnmatchedTargets::kRefuse) {
     return add_adapter(make_adapter<T>(std::move(name), config, sites, seed, unmatched));
   }
   /// Keeps a finished adapter (one that was loaded). Throws ConfigError for an empty name or one in use.

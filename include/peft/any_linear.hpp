@@ -10,10 +10,12 @@
 #include <utility>
 
 #include "peft/core/parallel.hpp"
+#include "peft/core/type_key.hpp"
 #include "peft/error.hpp"
 #include "peft/linear.hpp"
 #include "peft/low_rank_merge.hpp"
 #include "peft/low_rank_product.hpp"
+#include "peft/weight_rows.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -77,15 +79,29 @@ class AnyLinear {
   /// Whether it is a PanelSource or a BackwardLinear.
   bool can_train() const noexcept { return layer_->can_train(); }
   bool can_merge() const noexcept { return layer_->can_merge(); }
+  /// Whether it takes any change in place (RewritableLinear).
+  bool can_rewrite() const noexcept { return layer_->can_rewrite(); }
+  /// Whether its weight can be read (ReadableWeight).
+  bool can_read() const noexcept { return layer_->can_read(); }
   bool has_weight_grad() const noexcept { return layer_->has_weight_grad(); }
 
   /// W += Σ scale·B·A in place. Throws ConfigError where the layer is no MergeableLinear.
   [[nodiscard]] AnyMergeUndo merge(std::span<const BasicMergeTerm<A>> terms) { return layer_->merge(terms); }
-  /// Brings back what merge() replaced.
+  /// W and bias as `change` says, in place. Throws ConfigError where the layer is no RewritableLinear.
+  [[nodiscard]] AnyMergeUndo rewrite(const BasicLayerChange<A>& change) { return layer_->rewrite(change); }
+  /// rows [count, in] = W's rows [first, first + count). Throws ConfigError where the layer is no ReadableWeight.
+  void read_weight_rows(Index first, MatrixView<A> rows) const { layer_->read_weight_rows(first, rows); }
+  /// The bias [out]; empty where there is none.
+  Buffer<A> read_bias() const { return layer_->read_bias(); }
+  /// Brings back what merge() or rewrite() replaced.
   void restore(AnyMergeUndo undo) { layer_->restore(undo.state().get()); }
   /// A merged copy in float; the layer stays as it is. Throws ConfigError where the layer is no PanelSource.
   Matrix<float> merged_weight(std::span<const MergeTerm> terms, ExecutorRef executor = default_executor()) const {
     return layer_->merged_weight(terms, executor);
+  }
+  /// A copy of the weight after `change`. Throws ConfigError where the layer is no ReadableWeight, NumericError.
+  Matrix<A> changed_weight(const BasicLayerChange<A>& change, ExecutorRef executor = default_executor()) const {
+    return layer_->changed_weight(change, executor);
   }
   /// dW += dyᵀ·x. Throws ConfigError where the layer has no WeightGrad.
   void backward_weight(MatrixView<const T> dy, MatrixView<const T> x) { layer_->backward_weight(dy, x); }
@@ -93,21 +109,14 @@ class AnyLinear {
   /// The layer inside, where it is an L; else nullptr.
   template <class L>
   L* get_if() noexcept {
-    return static_cast<L*>(layer_->address(type_key<L>()));
+    return static_cast<L*>(layer_->address(detail::type_key<L>()));
   }
   template <class L>
   const L* get_if() const noexcept {
-    return static_cast<const L*>(layer_->address(type_key<L>()));
+    return static_cast<const L*>(layer_->address(detail::type_key<L>()));
   }
 
  private:
-  /// A key per type: the address of a function's own static, so that no RTTI is needed.
-  template <class L>
-  static const void* type_key() noexcept {
-    static const char key = 0;
-    return &key;
-  }
-
   struct Interface {
     virtual ~Interface() = default;
     virtual Index in_features() const = 0;
@@ -124,6 +133,12 @@ class AnyLinear {
     virtual void restore(void*) = 0;
     virtual Matrix<float> merged_weight(std::span<const MergeTerm>, ExecutorRef) const = 0;
     virtual void backward_weight(MatrixView<const T>, MatrixView<const T>) = 0;
+    virtual bool can_rewrite() const noexcept = 0;
+    virtual AnyMergeUndo rewrite(const BasicLayerChange<A>&) = 0;
+    virtual bool can_read() const noexcept = 0;
+    virtual void read_weight_rows(Index, MatrixView<A>) const = 0;
+    virtual Buffer<A> read_bias() const = 0;
+    virtual Matrix<A> changed_weight(const BasicLayerChange<A>&, ExecutorRef) const = 0;
     virtual void* address(const void* key) noexcept = 0;
   };
 
@@ -194,8 +209,39 @@ class AnyLinear {
                           out_features(), in_features());
       }
     }
+    bool can_rewrite() const noexcept final { return RewritableLinear<L, T>; }
+    AnyMergeUndo rewrite(const BasicLayerChange<A>& change) final {
+      if constexpr (RewritableLinear<L, T>) {
+        using Undo = decltype(layer().merge(change.terms));
+        return AnyMergeUndo(std::make_shared<Undo>(layer().rewrite(change)));
+      } else {
+        fail<ConfigError>("AnyLinear::rewrite: the [{}, {}] layer inside takes low-rank terms at most; expected a "
+                          "peft::RewritableLinear (rewrite and restore) for an update with gains, a bias or a whole weight",
+                          out_features(), in_features());
+      }
+    }
+    bool can_read() const noexcept final { return ReadableWeight<L, T>; }
+    void read_weight_rows(Index first, MatrixView<A> rows) const final {
+      if constexpr (ReadableWeight<L, T>) {
+        peft::read_weight_rows<T>(std::as_const(layer()), first, rows);
+      } else {
+        fail<ConfigError>("AnyLinear::read_weight_rows: the [{}, {}] layer inside does not show its weight; expected a "
+                          "peft::PanelSource (fill_panel and bias) or a peft::BackwardLinear (backward_input)",
+                          out_features(), in_features());
+      }
+    }
+    Matrix<A> changed_weight(const BasicLayerChange<A>& change, ExecutorRef executor) const final {
+      if constexpr (ReadableWeight<L, T>) {
+        return peft::changed_weight<T>(std::as_const(layer()), change, executor);
+      } else {
+        fail<ConfigError>("AnyLinear::changed_weight: the [{}, {}] layer inside does not show its weight; expected a "
+                          "peft::PanelSource (fill_panel and bias) or a peft::BackwardLinear (backward_input)",
+                          out_features(), in_features());
+      }
+    }
+    Buffer<A> read_bias() const final { return peft::read_bias<T>(std::as_const(layer())); }
     void* address(const void* key) noexcept final {
-      return key == type_key<L>() ? static_cast<void*>(std::addressof(layer())) : nullptr;
+      return key == detail::type_key<L>() ? static_cast<void*>(std::addressof(layer())) : nullptr;
     }
   };
 

@@ -3,6 +3,7 @@
 ///   y = x·Wᵀ + bias;   x [n,in], W [out,in] stored as W, bias [out], y [n,out]
 /// Nothing is saved for backward: dx = dy·W, and, for full tuning, dW += dyᵀ·x (x is the caller's).
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <span>
@@ -131,6 +132,43 @@ class DenseLinear {
   }
   /// [out, in], or empty before the first backward_weight.
   Matrix<accumulator_type>& weight_grad() noexcept { return weight_grad_; }
+  /// dbias += Σ dy over the rows, into bias_grad(). Throws ShapeError, also where there is no bias.
+  template <Scalar T>
+    requires kTakes<T>
+  void backward_bias(MatrixView<const T> dy, ExecutorRef executor = default_executor()) {
+    detail::check_shape("DenseLinear::backward_bias", "dy", dy, dy.rows, bias_.size());
+    if (bias_grad_.empty()) bias_grad_ = Buffer<accumulator_type>::zeros(bias_.size());
+    constexpr Index kColumns = 256;  // every column has one owner
+    parallel_for_ranges(executor, dy.cols, kColumns, [&](Index first, Index last) {
+      if constexpr (kDouble) {
+        for (Index i = 0; i < dy.rows; ++i) {
+          for (Index j = first; j < last; ++j) bias_grad_[j] += dy(i, j);
+        }
+      } else {
+        const kernels::KernelTable& t = kernels::table();
+        float row[kColumns];
+        for (Index i = 0; i < dy.rows; ++i) {
+          t.widen(last - first, dy.row(i) + first, dtype_of<T>(), row);
+          t.add(last - first, row, bias_grad_.data() + first);
+        }
+      }
+    });
+  }
+  /// [out], or empty before the first backward_bias.
+  Buffer<accumulator_type>& bias_grad() noexcept { return bias_grad_; }
+
+  /// The weight for writing (full tuning); one in someone else's memory is copied first, and that memory let go.
+  MatrixView<W> writable_weight() {
+    if (owned_.data() == nullptr || weight_.data != owned_.data()) {
+      owned_ = Matrix<W>(weight_.rows, weight_.cols);
+      for (Index i = 0; i < weight_.rows; ++i) std::copy_n(weight_.row(i), weight_.cols, owned_.row(i));
+      weight_ = std::as_const(owned_).view();
+      keep_alive_ = nullptr;
+    }
+    return owned_.view();
+  }
+  /// The bias for writing; empty where there is none.
+  VectorView<accumulator_type> writable_bias() noexcept { return bias_.view(); }
 
   /// The weight a panel at a time; see PanelSource.
   void fill_panel(Index n0, Index nc, Index k0, Index kc, float* panel, Index ld, Order order) const noexcept
@@ -155,6 +193,8 @@ class DenseLinear {
     Matrix<W> owned;
     std::shared_ptr<const void> keep_alive;
     MatrixView<const W> weight;
+    Buffer<accumulator_type> bias;  ///< of rewrite() with a bias
+    bool has_bias = false;
   };
 
   /// W += Σ scale·B·A, rounded once to W. The old weight is kept whole in the result: owned memory is moved there,
@@ -168,14 +208,40 @@ class DenseLinear {
       for (Index j = first; j < last; ++j) std::memcpy(static_cast<void*>(merged.row(j)), weight_.row(j), row_bytes);
     });
     detail::add_merge_terms<W>(terms, merged.view(), "DenseLinear::merge", executor);
-    MergeUndo undo{std::move(owned_), std::move(keep_alive_), weight_};
+    MergeUndo undo{std::move(owned_), std::move(keep_alive_), weight_, {}, false};
     owned_ = std::move(merged);
     keep_alive_ = nullptr;
     weight_ = std::as_const(owned_).view();
     return undo;
   }
-  /// Brings back what merge() replaced, bit for bit.
+  /// W' = diag(row_gain)·W·diag(column_gain) + Σ scale·B·A and the bias, rounded once to W; the old weight and bias are
+  /// kept in the result. Throws as merge().
+  [[nodiscard]] MergeUndo rewrite(const BasicLayerChange<accumulator_type>& change,
+                                  ExecutorRef executor = default_executor()) {
+    detail::check_change(change, out_features(), in_features(), "DenseLinear::rewrite");
+    Matrix<W> merged(out_features(), in_features());
+    detail::write_changed_rows<W>(
+        change, merged.view(), "DenseLinear::rewrite", executor,
+        [this](Index first, MatrixView<accumulator_type> rows) {
+          for (Index i = 0; i < rows.rows; ++i) {
+            for (Index k = 0; k < rows.cols; ++k) rows(i, k) = static_cast<accumulator_type>(weight_(first + i, k));
+          }
+        });
+    MergeUndo undo{std::move(owned_), std::move(keep_alive_), weight_, {}, false};
+    owned_ = std::move(merged);
+    keep_alive_ = nullptr;
+    weight_ = std::as_const(owned_).view();
+    if (!change.bias.empty()) {
+      Buffer<accumulator_type> bias(out_features());
+      std::copy(change.bias.begin(), change.bias.end(), bias.begin());
+      undo.bias = std::exchange(bias_, std::move(bias));
+      undo.has_bias = true;
+    }
+    return undo;
+  }
+  /// Brings back what merge() or rewrite() replaced, bit for bit.
   void restore(MergeUndo undo) noexcept {
+    if (undo.has_bias) bias_ = std::move(undo.bias);
     owned_ = std::move(undo.owned);
     keep_alive_ = std::move(undo.keep_alive);
     weight_ = undo.weight;
@@ -213,6 +279,7 @@ class DenseLinear {
   MatrixView<const W> weight_;
   Buffer<accumulator_type> bias_;
   Matrix<accumulator_type> weight_grad_;
+  Buffer<accumulator_type> bias_grad_;
 };
 
 PEFT_END_NAMESPACE

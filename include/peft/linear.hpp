@@ -76,7 +76,7 @@ concept FusedLowRank = requires(const L& l, MatrixView<const T> x,
 /// One term of a merge: W += scale · B·A.
 template <class A>
 struct BasicMergeTerm {
-  MatrixView<const A> a;  ///< [r, in]
+  MatrixView<const A> a;  ///< [r, in]; empty: the identity, r = in
   MatrixView<const A> b;  ///< [out, r]
   A scale = 1;
 };
@@ -88,6 +88,23 @@ template <class L, class T = typename L::value_type>
 concept MergeableLinear = requires(L& l, std::span<const BasicMergeTerm<Accumulator<T>>> terms) {
   l.restore(l.merge(terms));
 };
+
+/// A change of a whole layer, for updates that are more than low-rank terms:
+///   W' = diag(row_gain)·W·diag(column_gain) + Σ scale·B·A,   or `weight` in place of the first product
+template <class A>
+struct BasicLayerChange {
+  VectorView<const A> row_gain{};     ///< [out], or empty: 1
+  VectorView<const A> column_gain{};  ///< [in], or empty: 1
+  MatrixView<const A> weight{};       ///< [out, in] instead of W, or empty
+  std::span<const BasicMergeTerm<A>> terms{};
+  VectorView<const A> bias{};         ///< [out], the new bias; empty: as it is
+};
+using LayerChange = BasicLayerChange<float>;
+
+/// The weight can take any change in place: rewrite(change) returns what merge returns, and restore(undo) brings back
+/// the old weight and bias bit for bit.
+template <class L, class T = typename L::value_type>
+concept RewritableLinear = requires(L& l, const BasicLayerChange<Accumulator<T>>& change) { l.restore(l.rewrite(change)); };
 
 /// dW += dyᵀ·x, for full tuning and modules_to_save.
 template <class L, class T = typename L::value_type>

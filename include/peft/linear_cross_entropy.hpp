@@ -33,9 +33,9 @@ class LinearCrossEntropy {
   using accumulator_type = Accumulator<T>;
 
   /// Logits that stand in memory at once. Large enough that packing the head's weight once per chunk costs little beside
-  /// the products with it (213 rows for a vocabulary of 49,152; with 85 they take a sixth longer), small enough for
+  /// the products with it (256 rows for a vocabulary of 49,152; with 85 they take a sixth longer), small enough for
   /// most of them to stay in a shared cache.
-  static constexpr Index kLogitBytes = Index{40} << 20;
+  static constexpr Index kLogitBytes = Index{48} << 20;
 
   /// Rows of a chunk for `rows` rows with a target: as even as they come below kLogitBytes, at least 16 where there
   /// are as many, in whole tiles of the matrix product where that costs little.

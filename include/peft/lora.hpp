@@ -1,6 +1,7 @@
 #pragma once
 /// LoRA on one linear layer:
 ///   y = base(x) + s·(x̃·Aᵀ)·Bᵀ;   x [n,in], A [r,in], B [out,r], y [n,out]; x̃ = m∘x/(1-p) in training, else x
+///   (lora_bias: + s·c, c [out])
 /// Saved for backward: S = x̃·Aᵀ [n,r] and the dropout's key; x stays the caller's. Backward, given dy:
 ///   dS = s·dy·B,  dB += s·dyᵀ·S,  dA += dSᵀ·x̃,  dx (+)= dy·W + m∘(dS·A)/(1-p)
 /// Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021 (arXiv 2106.09685).
@@ -21,6 +22,8 @@
 #include "peft/low_rank_factors.hpp"
 #include "peft/low_rank_product.hpp"
 #include "peft/parameter.hpp"
+#include "peft/trained_matrix.hpp"
+#include "peft/update_saved.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -35,10 +38,7 @@ class Lora {
   using accumulator_type = Accumulator<T>;
 
   /// What a training forward leaves for backward. Reuse it from step to step: its memory is kept.
-  struct Saved {
-    Matrix<accumulator_type> s;  ///< S = x̃·Aᵀ [n, r]
-    DropoutMask dropout;
-  };
+  using Saved = LowRankSaved<T>;
 
   /// A and B zero; see reset(). Throws ConfigError for sizes below 1 or a dropout outside [0, 1).
   Lora(Index in_features, Index out_features, Index r, double scaling, float dropout = 0.0f)
@@ -58,6 +58,7 @@ class Lora {
   Lora(Index in_features, Index out_features, const LoraConfig& config, std::uint64_t seed = 0)
       : Lora(in_features, out_features, config.r, lora_scaling(config.lora_alpha, config.r, config.use_rslora),
              config.lora_dropout) {
+    if (config.lora_bias) add_bias();
     reset(config, seed);
   }
 
@@ -71,6 +72,7 @@ class Lora {
       for (accumulator_type& value : matrix.flat()) value = random.uniform(-bound, bound);
     };
     b_.fill_zero();
+    bias_.value().fill_zero();
     if (const bool* kaiming = std::get_if<bool>(&config.init_lora_weights)) {
       uniform(a_);
       if (!*kaiming) uniform(b_);
@@ -78,7 +80,8 @@ class Lora {
       const float deviation = 1.0f / static_cast<float>(r());
       for (accumulator_type& value : a_.flat()) value = deviation * random.normal();
     } else {
-      fail<ConfigError>("Lora: init_lora_weights = \"{}\" is not supported; expected true, false or \"gaussian\"",
+      fail<ConfigError>("Lora: init_lora_weights = \"{}\" needs more than a seed; expected true, false or \"gaussian\" here; "
+                        "see lora_initialization.hpp",
                         std::get<std::string>(config.init_lora_weights));
     }
   }
@@ -101,9 +104,15 @@ class Lora {
     ensure_grads();
     return grad_b_;
   }
+  /// The bias of B [1, out] (`lora_bias`); empty where there is none.
+  TrainedMatrix<accumulator_type>& bias() noexcept { return bias_; }
+  const TrainedMatrix<accumulator_type>& bias() const noexcept { return bias_; }
+  /// Gives B a bias, zero.
+  void add_bias() { bias_ = TrainedMatrix<accumulator_type>::vector(out_features()); }
   void zero_grad() noexcept {
     grad_a_.fill_zero();
     grad_b_.fill_zero();
+    bias_.zero_grad();
   }
 
   /// Inference: y = base(x) + s·(x·Aᵀ)·Bᵀ. Throws ShapeError.
@@ -122,8 +131,8 @@ class Lora {
     saved.s.resize_discard(x.rows, r());
     Buffer<std::uint8_t> scratch;
     project(x, dropout.bits(x.rows, x.cols, dropout_, scratch, executor), saved.s.view(), executor);
-    const BasicLowRankTerm<accumulator_type> term = forward_term(saved.s.view(), 1.0);
-    forward_low_rank<T>(base, x, std::span(&term, 1), y, executor);
+    const BasicLowRankTerm<accumulator_type> terms[] = {forward_term(saved.s.view(), 1.0), bias_term(x.rows, 1.0)};
+    forward_low_rank<T>(base, x, std::span(terms, bias_.empty() ? 1 : 2), y, executor);
   }
 
   /// Adds to grad_a() and grad_b(); dx (+)= the gradient of the input, or nothing where dx.data is null: then the
@@ -168,7 +177,12 @@ class Lora {
   BasicLowRankTerm<accumulator_type> forward_term(MatrixView<const accumulator_type> s, double weight) const noexcept {
     return {0, s.rows, s, b_view(), static_cast<accumulator_type>(scaling_ * weight)};
   }
-  /// dS = weight·s·dy·B; dB += weight·s·dyᵀ·S; dA += dSᵀ·x̃.
+  /// The bias as a term: one column of ones.
+  BasicLowRankTerm<accumulator_type> bias_term(Index rows, double weight) const noexcept {
+    return {0, rows, detail::ones_column<accumulator_type>(rows), bias_view(),
+            static_cast<accumulator_type>(scaling_ * weight)};
+  }
+  /// dS = weight·s·dy·B; dB += weight·s·dyᵀ·S; dA += dSᵀ·x̃; the bias's gradient += weight·s·Σ dy.
   void accumulate_gradients(MatrixView<const T> dy, MatrixView<const T> x, const kernels::MaskBits& mask,
                             MatrixView<const accumulator_type> s, double weight, MatrixView<accumulator_type> ds,
                             ExecutorRef executor) {
@@ -177,16 +191,25 @@ class Lora {
     detail::project_gradient<T>(dy, b_view(), scale, ds, executor);
     detail::gradient_b<T>(dy, s, scale, grad_b_.view(), executor);
     detail::gradient_a<T>(ds, x, mask, grad_a_.view(), executor);
+    if (bias_.empty()) return;
+    detail::gradient_b<T>(dy, detail::ones_column<accumulator_type>(dy.rows), scale,
+                          MatrixView<accumulator_type>(bias_.grad().data(), out_features(), 1), executor);
   }
   MatrixView<const accumulator_type> a_view() const noexcept { return a_.view(); }
   MatrixView<const accumulator_type> b_view() const noexcept { return b_.view(); }
+  /// [out, 1].
+  MatrixView<const accumulator_type> bias_view() const noexcept { return {bias_.value().data(), out_features(), 1}; }
 
-  /// Visits A ("lora_A.weight" after `prefix`) and B; see parameter.hpp.
+  /// Visits A ("lora_A.weight" after `prefix`), B and its bias; see parameter.hpp.
   template <class Visitor>
   void for_each_parameter(Visitor&& visit, std::string_view prefix = {}) {
     ensure_grads();
-    visit_one(visit, prefix, "lora_A.weight", ParameterRole::kLoraA, a_, grad_a_);
-    visit_one(visit, prefix, "lora_B.weight", ParameterRole::kLoraB, b_, grad_b_);
+    visit_all(visit, prefix, true);
+  }
+  /// The same without gradients, which an adapter that only serves never gets: their views are empty.
+  template <class Visitor>
+  void for_each_weight(Visitor&& visit, std::string_view prefix = {}) {
+    visit_all(visit, prefix, false);
   }
 
  private:
@@ -207,13 +230,21 @@ class Lora {
   }
 
   template <class Visitor>
+  void visit_all(Visitor& visit, std::string_view prefix, bool with_grad) {
+    visit_one(visit, prefix, "lora_A.weight", ParameterRole::kLoraA, a_, grad_a_, with_grad);
+    visit_one(visit, prefix, "lora_B.weight", ParameterRole::kLoraB, b_, grad_b_, with_grad);
+    bias_.visit(visit, prefix, "lora_B.bias", ParameterRole::kLoraB, false, with_grad);
+  }
+  template <class Visitor>
   static void visit_one(Visitor& visit, std::string_view prefix, std::string_view name, ParameterRole role,
-                        Matrix<accumulator_type>& value, Matrix<accumulator_type>& grad) {
+                        Matrix<accumulator_type>& value, Matrix<accumulator_type>& grad, bool with_grad) {
     std::string full(prefix);
     full += name;
-    visit(ParameterInfo{full, role, true, value.rows(), value.cols()}, value.flat(), grad.flat());
+    visit(ParameterInfo{full, role, true, value.rows(), value.cols()}, value.flat(),
+          with_grad ? grad.flat() : VectorView<accumulator_type>());
   }
 
+  TrainedMatrix<accumulator_type> bias_;
   Matrix<accumulator_type> a_;
   Matrix<accumulator_type> b_;
   Matrix<accumulator_type> grad_a_;

@@ -15,6 +15,13 @@
 PEFT_BEGIN_NAMESPACE
 namespace detail {
 
+/// [rows, 1], all 1, over one number: a bias as a low-rank column.
+template <class A>
+MatrixView<const A> ones_column(Index rows) noexcept {
+  static constexpr A kOne = 1;
+  return {&kOne, rows, 1, 0};
+}
+
 /// S = x̃·Aᵀ.
 template <Scalar T>
 void project(MatrixView<const T> x, const kernels::MaskBits& mask, MatrixView<const Accumulator<T>> a,

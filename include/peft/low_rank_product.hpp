@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "peft/core/buffer.hpp"
+#include "peft/core/rounded.hpp"
 #include "peft/error.hpp"
 #include "peft/kernels/gemm.hpp"
 #include "peft/linear.hpp"
@@ -24,7 +25,7 @@ PEFT_BEGIN_NAMESPACE
 template <class A>
 struct BasicInputGradTerm {
   MatrixView<const A> ds;  ///< [n, r], the scale is in it
-  MatrixView<const A> a;   ///< [r, in]
+  MatrixView<const A> a;   ///< [r, in]; empty: the identity, r = in
   kernels::MaskBits mask{};
 };
 
@@ -192,13 +193,29 @@ kernels::GemmProblem input_grad_problem(MatrixView<T> dx, Accumulate mode) noexc
   return problem;
 }
 
+/// dx += mask ∘ dS.
+template <Scalar T>
+void add_identity_term(const BasicInputGradTerm<Accumulator<T>>& term, MatrixView<T> dx, ExecutorRef executor) {
+  using A = Accumulator<T>;
+  parallel_for_ranges(executor, dx.rows, 8, [&](Index first, Index last) {
+    for (Index i = first; i < last; ++i) {
+      for (Index k = 0; k < dx.cols; ++k) {
+        const A part = rounded(static_cast<A>(mask_factor(term.mask, i, k)) * term.ds(i, k));
+        dx(i, k) = static_cast<T>(static_cast<A>(dx(i, k)) + part);
+      }
+    }
+  });
+}
+
 /// dx += mask ∘ (dS·A) for every term.
 template <Scalar T>
 void add_input_grad_terms(std::span<const BasicInputGradTerm<Accumulator<T>>> terms, MatrixView<T> dx,
                           ExecutorRef executor) {
   if (dx.empty()) return;
   for (const auto& term : terms) {
-    if constexpr (std::same_as<T, double>) {
+    if (term.a.empty()) {
+      add_identity_term<T>(term, dx, executor);
+    } else if constexpr (std::same_as<T, double>) {
       for (Index i = 0; i < dx.rows; ++i) {
         for (Index k = 0; k < dx.cols; ++k) {
           double sum = 0;
@@ -228,7 +245,7 @@ void panel_backward(const L& base, MatrixView<const T> dy, std::span<const Basic
   problem.b = panel_fill_of(base, Order::kBackward);
   ColumnList columns;
   std::size_t fused = 0;
-  for (; fused < terms.size() && terms[fused].mask.bits == terms[0].mask.bits; ++fused) {
+  for (; fused < terms.size() && terms[fused].mask.bits == terms[0].mask.bits && !terms[fused].a.empty(); ++fused) {
     const auto& term = terms[fused];
     columns.push({term.ds.data, term.ds.stride, term.ds.cols, term.a.data, term.a.stride, false, 1.0f});
   }

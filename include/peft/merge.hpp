@@ -1,6 +1,6 @@
 #pragma once
 /// Adapters merged into the weights they adapt, and out again bit for bit:
-///   W' = W + Σ_a w_a·s_a·B_a·A_a
+///   W' = W + Σ_a w_a·s_a·B_a·A_a      (gains, biases and trained copies likewise: docs/METHODS.md)
 /// The old weights are kept (moved where owned, referred to where mapped), since (W+d)−d is not W.
 
 #include <span>
@@ -41,14 +41,15 @@ template <Scalar T>
   merged.sites.reserve(sites.size());
   try {
     for (AdaptedLinear<T>* site : sites) {
-      const auto terms = site->merge_terms(selection);
-      if (terms.empty()) continue;
+      if (!site->is_adapted(selection)) continue;
       if (site->is_merged()) {
         fail<ConfigError>("merge_adapter: {}: adapters are merged into its weight already; unmerge first",
                           site->name());
       }
       try {
-        merged.sites.push_back({site, site->base().merge(terms)});
+        const detail::OwnedChange<T> change = site->merge_change(selection);
+        merged.sites.push_back(
+            {site, change.only_terms() ? site->base().merge(change.terms) : site->base().rewrite(change.view())});
       } catch (const NumericError& error) {
         fail<NumericError>("merge_adapter: {}: {}", site->name(), error.what());
       } catch (const ConfigError& error) {
@@ -63,15 +64,49 @@ template <Scalar T>
   return merged;
 }
 
+/// A merged copy of one site's layer; the site stays as it is.
+template <Scalar T>
+struct MergedLayer {
+  Matrix<Accumulator<T>> weight;  ///< [out, in]
+  Buffer<Accumulator<T>> bias;    ///< [out], or empty
+};
+
+/// Throws ConfigError where the site's base shows no weight, NumericError where an element would not be finite; the text
+/// names the site.
+template <Scalar T>
+MergedLayer<T> merged_layer(const AdaptedLinear<T>& site, const Selection<T>& selection,
+                            ExecutorRef executor = default_executor()) {
+  try {
+    const detail::OwnedChange<T> change = site.merge_change(selection, executor);
+    MergedLayer<T> result{site.base().changed_weight(change.view(), executor), {}};
+    if (change.bias.empty()) {
+      result.bias = site.base().read_bias();
+    } else {
+      result.bias = change.bias.clone();
+    }
+    return result;
+  } catch (const NumericError& error) {
+    fail<NumericError>("merged_layer: {}: {}", site.name(), error.what());
+  } catch (const ConfigError& error) {
+    fail<ConfigError>("merged_layer: {}: {}", site.name(), error.what());
+  }
+}
+
 /// A merged copy of one site's weight in float [out, in]; the site stays as it is. Throws ConfigError where its base is
-/// no PanelSource, NumericError where an element would not be finite; the text names the site.
+/// no PanelSource or an update changes the bias too (see merged_layer), NumericError where an element would not be finite;
+/// the text names the site.
 template <Scalar T>
 Matrix<float> merged_weight(const AdaptedLinear<T>& site, const Selection<T>& selection,
                             ExecutorRef executor = default_executor())
   requires(!std::same_as<T, double>)
 {
   try {
-    return site.base().merged_weight(site.merge_terms(selection), executor);
+    const detail::OwnedChange<T> change = site.merge_change(selection, executor);
+    if (change.only_terms()) return site.base().merged_weight(change.terms, executor);
+    if (!change.bias.empty()) {
+      fail<ConfigError>("the selection changes its bias, which a weight alone does not hold; expected merged_layer to be used");
+    }
+    return site.base().changed_weight(change.view(), executor);
   } catch (const NumericError& error) {
     fail<NumericError>("merged_weight: {}: {}", site.name(), error.what());
   } catch (const ConfigError& error) {

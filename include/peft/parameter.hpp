@@ -12,7 +12,7 @@
 PEFT_BEGIN_NAMESPACE
 
 /// What a parameter is for: learning rates per role (LoRA+) and weight decay go by it.
-enum class ParameterRole : std::uint8_t { kLoraA, kLoraB, kBias, kOther };
+enum class ParameterRole : std::uint8_t { kLoraA, kLoraB, kBias, kEmbedding, kOther };
 
 /// One parameter, described. `name` lives as long as the visit.
 struct ParameterInfo {
@@ -21,6 +21,8 @@ struct ParameterInfo {
   bool decay = true;  ///< whether weight decay applies (not to biases and norms)
   Index rows = 0;     ///< the parameter is [rows, cols], row-major
   Index cols = 0;
+  int dimensions = 2;   ///< of the tensor in a file: 1 for a vector of rows·cols elements
+  bool trained = true;  ///< false: saved with the adapter, but frozen (a shared projection)
 };
 
 PEFT_END_NAMESPACE

@@ -2,6 +2,7 @@
 /// Which adapters are active, as an immutable snapshot: taken once per forward pass, it keeps its adapters alive
 /// whatever happens to the registry meanwhile. Copying one copies a pointer.
 
+#include <cstdint>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -18,6 +19,8 @@ class Selection {
   struct Active {
     std::shared_ptr<NamedAdapter<T>> adapter;
     double weight = 1.0;
+    /// 1 where the adapter acts on that row of the pass, else 0; nullptr: on all (activate_invoked).
+    std::shared_ptr<const std::vector<std::uint8_t>> rows{};
   };
 
   /// No adapter.
@@ -31,13 +34,23 @@ class Selection {
     return active_ != nullptr ? *active_ : none;
   }
 
-  /// visit(Lora<T>&, double weight, std::size_t position) for every active adapter that adapts `module`.
+  /// visit(detail::LinearUpdate<T>&, const Active&, std::size_t position) for every update of the linear layer `module`.
   template <class Visitor>
   void for_each_on(const ModuleId& module, Visitor&& visit) const {
     if (active_ == nullptr) return;
     for (std::size_t i = 0; i < active_->size(); ++i) {
       const Active& entry = (*active_)[i];
-      if (Lora<T>* lora = entry.adapter->find(module)) visit(*lora, entry.weight, i);
+      entry.adapter->for_each_on(module, [&](AnyPart<T>& part) {
+        if (detail::LinearUpdate<T>* update = part.update()) visit(*update, entry, i);
+      });
+    }
+  }
+  /// visit(U&, const Active&) for every part of type U on `module`: a norm, an embedding, a bottleneck, a prefix.
+  template <class U, class Visitor>
+  void for_each_part(const ModuleId& module, Visitor&& visit) const {
+    if (active_ == nullptr) return;
+    for (const Active& entry : *active_) {
+      if (U* part = entry.adapter->template find<U>(module)) visit(*part, entry);
     }
   }
 

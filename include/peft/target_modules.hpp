@@ -23,7 +23,7 @@ class SelectorMatcher {
  public:
   SelectorMatcher(std::string_view field, const ModuleSelector& selector) : names_(selector.names()) {
     if (selector.is_pattern() && !selector.is_all_linear() && !selector.is_empty()) {
-      pattern_.emplace_back(field, selector.pattern());
+      pattern_.emplace_back(field, selector.pattern(), PatternUse::kWholeName);
     }
   }
 
@@ -59,14 +59,19 @@ class TargetMatcher {
         targets_("LoraConfig: target_modules", config.target_modules),
         excluded_("LoraConfig: exclude_modules", config.exclude_modules) {
     for (const std::string& pattern : config.layers_pattern) {
-      layers_.emplace_back("LoraConfig: layers_pattern", pattern, "(?:^|.*?\\.)", "\\.(\\d+)\\.");
+      layers_.emplace_back("LoraConfig: layers_pattern", pattern, PatternUse::kStartOfName, "(?:^|.*?\\.)",
+                           "\\.(\\d+)\\.");
     }
-    if (layers_.empty()) layers_.emplace_back("LoraConfig: layers_pattern", "", ".*?\\.[^.]*\\.(\\d+)\\.");
+    if (layers_.empty()) {
+      layers_.emplace_back("LoraConfig: layers_pattern", "", PatternUse::kStartOfName, ".*?\\.[^.]*\\.(\\d+)\\.");
+    }
     for (const auto& [key, rank] : config.rank_pattern) {
-      ranks_.emplace_back(ModulePattern("LoraConfig: rank_pattern", key, "(.*\\.)?(", ")"), rank);
+      ranks_.emplace_back(
+          ModulePattern("LoraConfig: rank_pattern", key, PatternUse::kWholeName, "(.*\\.)?(", ")"), rank);
     }
     for (const auto& [key, alpha] : config.alpha_pattern) {
-      alphas_.emplace_back(ModulePattern("LoraConfig: alpha_pattern", key, "(.*\\.)?(", ")"), alpha);
+      alphas_.emplace_back(
+          ModulePattern("LoraConfig: alpha_pattern", key, PatternUse::kWholeName, "(.*\\.)?(", ")"), alpha);
     }
   }
 

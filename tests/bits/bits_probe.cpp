@@ -23,10 +23,13 @@
 #include "peft/ops/attention.hpp"
 #include "peft/ops/cross_entropy.hpp"
 #include "peft/ops/embedding.hpp"
+#include "peft/ops/dropout.hpp"
 #include "peft/ops/layer_norm.hpp"
 #include "peft/ops/rms_norm.hpp"
 #include "peft/ops/rope.hpp"
 #include "peft/ops/swiglu.hpp"
+#include "peft/prefix_cache.hpp"
+#include "peft/prompt_embedding.hpp"
 #include "peft/train/schedule.hpp"
 #include "peft/train/trainer.hpp"
 
@@ -167,6 +170,44 @@ void lora_methods(Hash& hash, ExecutorRef executor) {
   lora_over<float>(hash, executor, PlainLinear{numbers<float>(20, 33, 32)});
 }
 
+/// Rows that encoders make, and their gradients.
+template <class Method>
+void encoded(Hash& hash, ExecutorRef executor, Method method, Index width) {
+  const DropoutKey dropout{5, 3, 2, 0};
+  for (int pass = 0; pass < 2; ++pass) {
+    if constexpr (requires { method.keys(0); }) {
+      method.encode(executor);
+      for (Index l = 0; l < method.layers(); ++l) {
+        for (const MatrixView<float>& grad : {method.grad_keys(l), method.grad_values(l)}) {
+          const Matrix<float> part = numbers<float>(grad.rows, grad.cols, 151 + static_cast<std::uint32_t>(l));
+          for (Index i = 0; i < grad.rows; ++i) std::copy_n(part.row(i), grad.cols, grad.row(i));
+        }
+      }
+    } else {
+      method.encode(&dropout, executor);
+      method.add_gradient(numbers<float>(method.num_virtual_tokens(), width, 152).view());
+    }
+    hash.add(method.prompt_embeddings().data, static_cast<std::size_t>(method.num_virtual_tokens() * width));
+    method.backward(executor);
+  }
+  method.for_each_parameter([&](const ParameterInfo&, VectorView<float>, VectorView<float> grad) {
+    hash.add(grad.data, static_cast<std::size_t>(grad.size));
+  });
+}
+
+void virtual_tokens(Hash& hash, ExecutorRef executor) {
+  PrefixTuningConfig prefix{.num_virtual_tokens = 7, .token_dim = 12, .num_layers = 3, .num_attention_heads = 2};
+  prefix.prefix_projection = true;
+  prefix.encoder_hidden_size = 19;
+  encoded(hash, executor, PrefixCache<float>(prefix, 3), 72);
+  PromptEncoderConfig encoder{.num_virtual_tokens = 6, .token_dim = 21};
+  encoder.encoder_hidden_size = 17;
+  encoded(hash, executor, PromptEmbedding<float>(encoder, 4), 21);
+  encoder.encoder_reparameterization_type = PromptEncoderReparameterizationType::kLstm;
+  encoder.encoder_dropout = 0.2f;
+  encoded(hash, executor, PromptEmbedding<float>(encoder, 5), 21);
+}
+
 void merges(Hash& hash, ExecutorRef executor) {
   const Matrix<float> a = numbers<float>(5, 70, 41), b = numbers<float>(33, 5, 42);
   const MergeTerm term{a.view(), b.view(), 0.3f};
@@ -241,6 +282,15 @@ void attention(Hash& hash, ExecutorRef executor) {
   ops::attention_backward<T>(d_out.view(), q.view(), std::as_const(out).view(), std::as_const(log_sum).view(), all,
                              shape, dq.view(), grads, executor);
   for (const Matrix<T>* one : {&out, &dq, &dk, &dv}) hash.add(*one);
+  ops::AttentionShape dropped = shape;
+  dropped.dropout = 0.2f;
+  dropped.dropout_key = {9, 2, 7, 30};
+  ops::attention_forward<T>(q.view(), all, dropped, out.view(), log_sum.view(), executor);
+  ops::attention_backward<T>(d_out.view(), q.view(), std::as_const(out).view(), std::as_const(log_sum).view(), all,
+                             dropped, dq.view(), grads, executor);
+  for (const Matrix<T>* one : {&out, &dq, &dk, &dv}) hash.add(*one);
+  ops::dropout<T>(out.view(), 0.2f, dropped.dropout_key, executor);
+  hash.add(out);
   for (const Matrix<float>* one : {&log_sum, &d_prefix_k, &d_prefix_v}) hash.add(*one);
 }
 
@@ -383,6 +433,7 @@ int main() try {
   run("random", random_numbers);
   run("gemm", gemm_products);
   run("lora", lora_methods);
+  run("virtual_tokens", virtual_tokens);
   run("merge", merges);
   run("rows", all_row_ops);
   run("attention", all_attention);

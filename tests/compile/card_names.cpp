@@ -50,6 +50,24 @@ static_assert(std::is_aggregate_v<peft::LoraConfig>);
                                                     .revision = {},
                                                     .inference_mode = false};
 
+// peft::PrefixCache<T> and peft::PromptEmbedding<T>, T = float unless said otherwise; made from sizes or a configuration.
+static_assert(std::is_same_v<peft::PrefixCache<>, peft::PrefixCache<float>>);
+static_assert(std::is_same_v<decltype(peft::PrefixCache(20, 30, 3, 64)), peft::PrefixCache<float>>);
+static_assert(std::is_same_v<decltype(peft::PrefixCache(peft::PrefixTuningConfig{.num_virtual_tokens = 20})),
+                             peft::PrefixCache<float>>);
+static_assert(std::is_same_v<peft::PromptEmbedding<>, peft::PromptEmbedding<float>>);
+static_assert(std::is_same_v<decltype(peft::PromptEmbedding(20, 576)), peft::PromptEmbedding<float>>);
+static_assert(std::is_same_v<decltype(peft::PromptEmbedding(peft::PromptTuningConfig{.num_virtual_tokens = 20})),
+                             peft::PromptEmbedding<float>>);
+static_assert(std::is_same_v<decltype(peft::PromptEmbedding(peft::PromptEncoderConfig{.num_virtual_tokens = 20})),
+                             peft::PromptEmbedding<float>>);
+static_assert(std::is_nothrow_move_constructible_v<peft::PrefixCache<>> &&
+              !std::is_copy_constructible_v<peft::PrefixCache<>> && !std::is_polymorphic_v<peft::PrefixCache<>>);
+static_assert(!std::is_copy_constructible_v<peft::PromptEmbedding<>> && !std::is_polymorphic_v<peft::PromptEmbedding<>>);
+static_assert(peft::KvCacheLike<peft::PrefixCache<>> && peft::KvCacheLike<peft::PrefixCache<peft::f16>>);
+static_assert(std::is_aggregate_v<peft::PrefixTuningConfig> && std::is_aggregate_v<peft::PromptTuningConfig> &&
+              std::is_aggregate_v<peft::PromptEncoderConfig>);
+
 // Layers: an adapted one is a layer again, and can itself be adapted or erased.
 static_assert(peft::LinearLike<peft::AdaptedLinear<float>>);
 static_assert(peft::LinearLike<peft::AnyLinear<float>> && peft::FusedLowRank<peft::AnyLinear<float>>);
@@ -80,6 +98,12 @@ template class peft::Lora<float>;
 template class peft::Lora<peft::bf16>;
 template class peft::Lora<peft::f16>;
 template class peft::Lora<double>;
+template class peft::PrefixCache<float>;
+template class peft::PrefixCache<peft::bf16>;
+template class peft::PrefixCache<double>;
+template class peft::PromptEmbedding<float>;
+template class peft::PromptEmbedding<peft::f16>;
+template class peft::PromptEmbedding<double>;
 template class peft::DenseLinear<float>;
 template class peft::DenseLinear<double>;
 template class peft::AnyLinear<peft::f16>;

@@ -15,7 +15,8 @@ import venv
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 ENVIRONMENT = ROOT / "build" / "goldens-env"
-NEEDS_MODEL = {"llama", "tokenizer"}
+# What is fetched for a script: by which function of cmake/setup.sh.
+NEEDS = {"llama": "peft_model", "tokenizer": "peft_model", "bert": "peft_encoder", "wordpiece": "peft_encoder"}
 
 
 def python():
@@ -34,16 +35,19 @@ def main():
     names = sorted(path.stem.removeprefix("make_") for path in HERE.glob("make_*.py") if path.stem != "make_goldens")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="GGUF of SmolLM2-135M-Instruct; default: fetched as tests/run.sh does")
+    parser.add_argument("--encoder", help="folder of all-MiniLM-L6-v2; default: fetched likewise")
     parser.add_argument("names", nargs="*", choices=[[], *names], metavar="NAME", help=", ".join(names))
     arguments = parser.parse_args()
     chosen = arguments.names or names
-    model = arguments.model
-    if model is None and NEEDS_MODEL & set(chosen):
-        fetch = subprocess.run(["bash", "-c", ". cmake/setup.sh && peft_model"], cwd=ROOT, check=True, capture_output=True, text=True)
-        model = fetch.stdout.strip()
+    models = {"peft_model": arguments.model, "peft_encoder": arguments.encoder}
+    for function in {NEEDS[name] for name in chosen if name in NEEDS}:
+        if models[function] is not None:
+            continue
+        fetch = subprocess.run(["bash", "-c", f". cmake/setup.sh && {function}"], cwd=ROOT, check=True, capture_output=True, text=True)
+        models[function] = fetch.stdout.strip()
     environment = dict(os.environ, PYTHONHASHSEED="0", TOKENIZERS_PARALLELISM="false")
     for name in chosen:
-        command = [python(), HERE / f"make_{name}.py", *([model] if name in NEEDS_MODEL else [])]
+        command = [python(), HERE / f"make_{name}.py", *([models[NEEDS[name]]] if name in NEEDS else [])]
         print("make_goldens:", name, flush=True)
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
 

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -25,6 +26,8 @@ PEFT_BEGIN_NAMESPACE
 struct AdapterMatching {
   bool allow_unused_keys = false;   ///< the file adapts modules that are not there
   bool allow_missing_keys = false;  ///< modules keep what they have where the file says nothing of them
+  /// For an adapter that started from PiSSA or OLoRA: the base is what that start left (initialize_lora).
+  bool base_is_residual = false;
 };
 
 namespace detail {
@@ -50,17 +53,15 @@ inline void copy_values(const TensorRef& tensor, VectorView<double> value) {
 
 }  // namespace detail
 
-/// Sets the parameters of `target` (a NamedAdapter, a model…) to those of the file. Everything is checked before
-/// anything is changed. Throws ConfigError naming keys that match no parameter and parameters without key (the first
-/// few and how many), ShapeError with both shapes, NumericError with the place of a value that is not finite.
+/// Sets the parameters of `target` (a NamedAdapter, a model…) to the tensors, by name. `where` begins messages. Everything
+/// is checked before anything is changed. Throws ConfigError naming keys that match no parameter and parameters without
+/// key (the first few and how many), ShapeError with both shapes, NumericError with the place of a value that is not
+/// finite.
 template <class Target>
-void assign_adapter(const PeftAdapter& adapter, Target& target, const AdapterMatching& matching = {}) {
-  const std::string where = "adapter " + adapter.path.string();
+void assign_tensors(std::span<const TensorRef> tensors, Target& target, const AdapterMatching& matching,
+                    const std::string& where) {
   std::map<std::string_view, const TensorRef*> keys;
-  for (const LoraTensors& entry : adapter.modules) {
-    keys.emplace(entry.a.name, &entry.a);
-    keys.emplace(entry.b.name, &entry.b);
-  }
+  for (const TensorRef& tensor : tensors) keys.emplace(tensor.name, &tensor);
   std::map<std::string_view, const TensorRef*> unused = keys;
   std::vector<std::string> missing;
   std::vector<std::string> wrong_shapes;
@@ -106,12 +107,28 @@ void assign_adapter(const PeftAdapter& adapter, Target& target, const AdapterMat
   });
 }
 
+/// The same with a file's adapter.
+template <class Target>
+void assign_adapter(const AnyPeftAdapter& adapter, Target& target, const AdapterMatching& matching = {}) {
+  assign_tensors(adapter.tensors, target, matching, "adapter " + adapter.path.string());
+}
+template <class Target>
+void assign_adapter(const PeftAdapter& adapter, Target& target, const AdapterMatching& matching = {}) {
+  std::vector<TensorRef> tensors = adapter.others;
+  for (const LoraTensors& entry : adapter.modules) {
+    tensors.push_back(entry.a);
+    tensors.push_back(entry.b);
+  }
+  assign_tensors(tensors, target, matching, "adapter " + adapter.path.string());
+}
+
 /// The parameters of `source` as tensors to be written, in its own memory: save before training goes on.
 template <class Source>
 std::vector<TensorRef> adapter_tensors(Source& source) {
   std::vector<TensorRef> tensors;
   source.for_each_parameter([&]<class A>(const ParameterInfo& info, VectorView<A> value, VectorView<A>) {
     tensors.push_back(tensor_ref<A>(std::string(info.name), MatrixView<const A>(value.data, info.rows, info.cols)));
+    if (info.dimensions == 1) tensors.back().shape = {value.size};
   });
   return tensors;
 }

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "peft/adapter_layout.hpp"
-#include "peft/checkpoint/adapter_config_json.hpp"
+#include "peft/checkpoint/adapterhub_config_json.hpp"
 #include "peft/checkpoint/peft_adapter.hpp"
 #include "peft/io/tensor_ref.hpp"
 

@@ -168,7 +168,7 @@ inline AdapterHubAdapter load_adapterhub_adapter(const std::filesystem::path& fo
     result.path = folder;
     const auto config = AtomicDirectory::locate(folder, detail::kHubAdapter.config);
     const Json json = detail::read_hub_config(config, "adapter config " + config.string(), result.info);
-    result.config = adapter_config_from_json(json["config"], "adapter config " + config.string());
+    result.config = bottleneck_config_from_json(json["config"], "adapter config " + config.string());
     const auto weights = AtomicDirectory::locate(folder, detail::kHubAdapter.weights);
     result.tensors = detail::collect_adapter(detail::hub_tensors(weights), result.config, result.info,
                                              "adapter " + weights.string());
@@ -213,7 +213,7 @@ std::vector<TensorRef> adapterhub_tensors(Source& source) {
 inline void write_adapterhub_adapter(AtomicDirectory& set, const AdapterConfig& config, const AdapterHubInfo& info,
                                      std::span<const TensorRef> tensors) {
   const std::string where = "saving the adapter to " + set.target().string();
-  const Json json = adapter_config_to_json(config);
+  const Json json = bottleneck_config_to_json(config);
   for (const TensorRef& tensor : tensors) tensor.check_size();
   auto checked = detail::collect_adapter({tensors.begin(), tensors.end()}, config, info, where);
   detail::write_hub_files(set, detail::kHubAdapter, detail::hub_config_json(info, json), std::move(checked), info, where);

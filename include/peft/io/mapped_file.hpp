@@ -15,13 +15,14 @@
 #include <utility>
 
 #include "peft/error.hpp"
+#include "peft/io/mapped_ranges.hpp"
 #include "peft/io/system_calls.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
 /// Maps a whole regular file read-only for as long as it lives; whoever hands out views keeps a shared_ptr to it. The
-/// file must not shrink meanwhile: reading past its new end raises SIGBUS. Files that this library writes are replaced
-/// by renaming, which leaves a mapping of the old one whole.
+/// file must not shrink meanwhile: reading past its new end raises SIGBUS (see mapped_file_guard.hpp). Files that this
+/// library writes are replaced by renaming, which leaves a mapping of the old one whole.
 class MappedFile {
  public:
   /// Throws IoError.
@@ -31,6 +32,7 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
   ~MappedFile() {
+    detail::MappedRanges::remove(range_);
     if (data_ != nullptr) ::munmap(data_, size_);
   }
 
@@ -81,6 +83,7 @@ class MappedFile {
       }
       data_ = data;
       size_ = static_cast<std::size_t>(size);
+      range_ = detail::mapped_ranges.add(data_, size_, path_.native());
     }
     ::close(file);
   }
@@ -88,6 +91,7 @@ class MappedFile {
   std::filesystem::path path_;
   void* data_ = nullptr;
   std::size_t size_ = 0;
+  detail::MappedRanges::Range* range_ = nullptr;
 };
 
 PEFT_END_NAMESPACE

@@ -93,6 +93,7 @@ struct TensorRef {
     if (first < 0 || count < 0 || first > rows() || count > rows() - first) {
       fail<ShapeError>("reading {}: rows {} to {}; expected rows within 0 to {}", where(), first, first + count, rows());
     }
+    if (bytes.empty()) return;  // no rows, or rows of nothing: the other dimensions may be of any size
     const StoredTypeInfo& info = info_of(type);
     const Index row_bytes = cols() / info.block_elements * info.block_bytes;
     dequantize(type, bytes.data() + first * row_bytes, count * cols(), out);

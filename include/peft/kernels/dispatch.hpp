@@ -8,6 +8,10 @@
 #include "peft/config.hpp"
 #include "peft/error.hpp"
 
+#if PEFT_X86_64
+#include <cpuid.h>
+#endif
+
 PEFT_BEGIN_NAMESPACE
 namespace kernels {
 
@@ -17,11 +21,25 @@ constexpr std::string_view name_of(Isa isa) noexcept {
   return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "scalar";
 }
 
+namespace detail {
+
+/// Conversions of 16-bit floats. Clang 14's __builtin_cpu_supports knows no name for them.
+inline bool has_f16c() noexcept {
+#if PEFT_X86_64
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace detail
+
 /// Whether this processor and its operating system can run `isa`.
 inline bool has_isa(Isa isa) noexcept {
 #if PEFT_X86_64
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && detail::has_f16c();
   switch (isa) {
     case Isa::kAvx512:
       return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

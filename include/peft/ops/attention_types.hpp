@@ -4,19 +4,24 @@
 #include <cmath>
 #include <span>
 
+#include "peft/core/rng.hpp"
 #include "peft/core/view.hpp"
+#include "peft/kernels/dropout.hpp"
 #include "peft/ops/rows.hpp"
 
 PEFT_BEGIN_NAMESPACE
 namespace ops {
 
-/// Heads of a layer. query_heads is a multiple of kv_heads; scale is mostly 1/√head_dim.
+/// Heads of a layer, and its dropout in a training step. query_heads is a multiple of kv_heads; scale is mostly
+/// 1/√head_dim.
 struct AttentionShape {
   Index query_heads = 0;
   Index kv_heads = 0;
   Index head_dim = 0;
   float scale = 1.0f;
   bool causal = true;
+  float dropout = 0.0f;      ///< probability that a query loses sight of a key: out = (m∘softmax(…)/(1−p))·V; in [0, 1)
+  DropoutKey dropout_key{};  ///< first_row counts the rows of q; a column is a key, the prefix's first
 };
 
 /// One sequence: rows [query_first, query_first + query_count) of q and out, and the keys and values they see.
@@ -41,12 +46,29 @@ struct AttentionGradSegment {
 
 namespace detail {
 
+/// The mask of one query row of one head over `keys` keys, as factors 0 or 1/(1−p) on x. `bits` has (keys + 7)/8 bytes.
+template <class A>
+void drop_keys(const AttentionShape& shape, Index token, Index head, Index keys, std::uint8_t* bits, A* x) {
+  DropoutKey key = shape.dropout_key;
+  key.first_row = 0;
+  kernels::dropout_row(key, (shape.dropout_key.first_row + token) * shape.query_heads + head, keys, shape.dropout, bits);
+  const auto factor = static_cast<float>(quotient(1.0, 1.0 - static_cast<double>(shape.dropout)));
+  if constexpr (std::same_as<A, float>) {
+    kernels::table().apply_mask(keys, bits, 0, keys, factor, x);
+  } else {
+    for (Index j = 0; j < keys; ++j) x[j] *= (bits[j / 8] >> (j % 8) & 1) != 0 ? static_cast<A>(factor) : A(0);
+  }
+}
+
 template <Scalar T>
 void check_attention(const char* op, MatrixView<const T> q, std::span<const AttentionSegment<T>> segments,
                      const AttentionShape& shape, MatrixView<const T> out) {
   if (shape.kv_heads <= 0 || shape.head_dim <= 0 || shape.query_heads % shape.kv_heads != 0) {
     fail<ShapeError>("{}: {} query heads, {} key/value heads of {}; expected a multiple of the key/value heads", op,
                      shape.query_heads, shape.kv_heads, shape.head_dim);
+  }
+  if (!(shape.dropout >= 0.0f && shape.dropout < 1.0f)) {
+    fail<ShapeError>("{}: dropout is {}; expected a probability p with 0 <= p < 1", op, shape.dropout);
   }
   check_shape(op, "q", q, q.rows, shape.query_heads * shape.head_dim);
   check_shape(op, "out", out, q.rows, q.cols);

@@ -107,14 +107,17 @@ class MetricsFile {
     while (written < line.size()) {
       const ssize_t count = calls.write(file, line.data() + written, line.size() - written);
       if (count < 0 && errno == EINTR) continue;
-      if (count < 0) {
-        const int error = errno;
+      if (count <= 0) {
+        const int error = count < 0 ? errno : EIO;
         calls.close(file);
         fail<IoError>("MetricsFile: writing to {}: {}", path_.string(), error_text(error));
       }
       written += static_cast<std::size_t>(count);
     }
-    if (calls.close(file) != 0) fail<IoError>("MetricsFile: closing {}: {}", path_.string(), error_text(errno));
+    // After EINTR the descriptor is closed on Linux.
+    if (calls.close(file) != 0 && errno != EINTR) {
+      fail<IoError>("MetricsFile: closing {}: {}", path_.string(), error_text(errno));
+    }
   }
 
  private:

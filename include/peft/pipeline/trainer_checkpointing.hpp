@@ -52,9 +52,8 @@ class TrainerCheckpointing {
   /// `adapter` is what the trainer trains. Writes nothing yet.
   TrainerCheckpointing(std::shared_ptr<NamedAdapter<T>> adapter, RunFolder folder)
       : adapter_(std::move(adapter)), folder_(std::move(folder)), metrics_(folder_.path / "metrics.jsonl") {
-    LoraConfig config = adapter_->config();
-    config.inference_mode = false;  // says how a file was saved, and changes no bit
-    folder_.identity.emplace_back("adapter_config.json", lora_config_to_json(config).dump());
+    const AnyConfig config = with_inference_mode(adapter_->any_config(), false);  // says how a file was saved only
+    folder_.identity.emplace_back("adapter_config.json", adapter_config_to_json(config).dump());
   }
 
   /// Whether `folder` holds a state that a run can go on from.
@@ -161,7 +160,7 @@ class TrainerCheckpointing {
 
   void write_adapter(AtomicDirectory& set) {
     detail::AdapterWeights<T> weights{*adapter_};
-    write_peft_adapter(set, adapter_->config(), adapter_tensors(weights));
+    write_peft_adapter(set, adapter_->any_config(), adapter_tensors(weights));
   }
 
   /// Removes an older run's best adapter; files of others in its folder stay.

@@ -29,6 +29,10 @@ struct AdamWConfig {
   double beta2 = 0.999;
   double eps = 1e-8;
   double weight_decay = 0.0;  ///< for parameters whose ParameterInfo says `decay`
+  /// LoRA+ (Hayou et al., 2024, arXiv 2402.12354): learning rate of B and of vectors, as a multiple of A's; 0: not used.
+  double loraplus_lr_ratio = 0.0;
+  /// With LoRA+: learning rate of parameters on embeddings, as a multiple of A's.
+  double loraplus_embedding_ratio = 1.0;
 
   /// Throws ConfigError, naming the field.
   void validate() const {
@@ -38,6 +42,10 @@ struct AdamWConfig {
     if (!is_finite(eps) || eps < 0.0) fail<ConfigError>("AdamW: eps is {}; expected a number from 0", eps);
     if (!is_finite(weight_decay) || weight_decay < 0.0) {
       fail<ConfigError>("AdamW: weight_decay is {}; expected a number from 0", weight_decay);
+    }
+    for (const auto& [name, value] : {std::pair<std::string_view, double>{"loraplus_lr_ratio", loraplus_lr_ratio},
+                                      {"loraplus_embedding_ratio", loraplus_embedding_ratio}}) {
+      if (!is_finite(value) || value < 0.0) fail<ConfigError>("AdamW: {} is {}; expected a number from 0", name, value);
     }
   }
 };
@@ -82,6 +90,7 @@ class AdamW {
       Moments& own = first ? add(info, value.size) : find(info, value.size, next);
       ++next;
       update.weight_decay = info.decay ? config_.weight_decay : 0.0;
+      update.lr = rounded(learning_rate * rate_of(info));
       update_one(value, grad, own, update, executor);
     });
     if (next != moments_.size()) {
@@ -101,6 +110,13 @@ class AdamW {
   }
 
  private:
+  /// 1, or LoRA+'s multiple.
+  double rate_of(const ParameterInfo& info) const noexcept {
+    if (config_.loraplus_lr_ratio == 0.0) return 1.0;
+    if (info.role == ParameterRole::kEmbedding) return config_.loraplus_embedding_ratio;
+    return info.role == ParameterRole::kLoraB || info.dimensions == 1 ? config_.loraplus_lr_ratio : 1.0;
+  }
+
   Moments& add(const ParameterInfo& info, Index size) {
     for (const Moments& other : moments_) {
       if (other.name == info.name) fail<ConfigError>("AdamW: two parameters are named {}", info.name);

@@ -19,6 +19,7 @@ struct PackedBatch {
   std::vector<std::int32_t> targets;    ///< id that each position predicts (already shifted by one); -1: no label
   std::vector<Index> offsets{0};        ///< sequences + 1 values, the first 0, the last tokens()
   Index first_row = 0;  ///< row of the accumulated batch that token 0 stands for; dropout masks go by it
+  Index first_sequence = 0;  ///< the same for sequence 0, for what has one row, or rows of its own, per sequence
 
   Index tokens() const noexcept { return static_cast<Index>(ids.size()); }
   Index sequences() const noexcept { return offsets.empty() ? 0 : static_cast<Index>(offsets.size()) - 1; }
@@ -37,6 +38,7 @@ struct PackedBatch {
     offsets.resize(1);
     offsets[0] = 0;
     first_row = 0;
+    first_sequence = 0;
   }
 
   /// Throws ShapeError where the arrays do not fit together.

@@ -28,7 +28,7 @@ struct IgnoreParameter {
 ///   forward_backward(batch, grad_scale, seed, step, sum)
 ///                                    adds the batch's loss, label tokens and hits to `sum`, and to every gradient
 ///                                    grad_scale × d(sum of the tokens' losses). Dropout masks depend on (seed, step,
-///                                    batch.first_row + row) only, so that cutting a batch changes none
+///                                    batch.first_row + row, or batch.first_sequence + sequence) only, so that cutting a batch changes none
 ///   evaluate(batch, sum)             the same sums without dropout and without gradients
 template <class M>
 concept TrainableModel = std::floating_point<typename M::accumulator_type> &&

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "peft/core/rounded.hpp"
 #include "peft/error.hpp"
 #include "peft/train/adamw.hpp"
 #include "peft/train/schedule.hpp"
@@ -43,6 +44,8 @@ struct TrainerConfig {
   double adam_beta1 = 0.9;
   double adam_beta2 = 0.999;
   double adam_epsilon = 1e-8;
+  double loraplus_lr_ratio = 0.0;        ///< above 0: LoRA+, B learns so many times as fast as A
+  double loraplus_lr_embedding = 1e-6;   ///< with LoRA+: of parameters on embeddings, at learning_rate's height
   std::uint64_t seed = 42;  ///< of the records' order and of dropout
   bool fp16 = false;        ///< dynamic loss scaling, for a model whose activations are f16
 
@@ -69,6 +72,8 @@ struct TrainerConfig {
     at_least_one("max_tokens_per_sub_batch", max_tokens_per_sub_batch);
     not_negative("learning_rate", learning_rate);
     not_negative("max_grad_norm", max_grad_norm);
+    not_negative("loraplus_lr_ratio", loraplus_lr_ratio);
+    not_negative("loraplus_lr_embedding", loraplus_lr_embedding);
     not_negative("early_stopping_threshold", early_stopping_threshold);
     not_negative("warmup_ratio", warmup_ratio);
     if (warmup_ratio > 1.0) fail<ConfigError>("TrainerConfig: warmup_ratio is {}; expected at most 1", warmup_ratio);
@@ -97,7 +102,12 @@ struct TrainerConfig {
     const Index steps = total_steps(records);
     return {lr_scheduler_type, learning_rate, steps, warmup_step_count(steps, warmup_steps, warmup_ratio)};
   }
-  AdamWConfig adamw() const noexcept { return {adam_beta1, adam_beta2, adam_epsilon, weight_decay}; }
+  AdamWConfig adamw() const noexcept {
+    AdamWConfig config{adam_beta1, adam_beta2, adam_epsilon, weight_decay};
+    config.loraplus_lr_ratio = loraplus_lr_ratio;
+    if (learning_rate > 0.0) config.loraplus_embedding_ratio = quotient(loraplus_lr_embedding, learning_rate);
+    return config;
+  }
 
  private:
   static void positive(std::string_view name, double value) {

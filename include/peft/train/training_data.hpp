@@ -53,6 +53,7 @@ class SubBatches {
     if (next_ == order_.size()) return false;
     batch.clear();
     batch.first_row = first_row_;
+    batch.first_sequence = static_cast<Index>(next_);
     do {
       data_.append(order_[next_++], batch);
     } while (next_ < order_.size() && batch.tokens() + data_.tokens(order_[next_]) <= max_tokens_);

@@ -103,9 +103,9 @@ TEST_CASE("A configuration has adapters where AdapterHub puts them, as wide, and
 
 TEST_CASE("Every field of BnConfig is read or refused by name, and presets are AdapterHub's") {
   const Json golden = read_json("fields.json");
-  const AdapterConfig defaults = adapter_config_from_json(golden["BnConfig"], "golden");
+  const AdapterConfig defaults = bottleneck_config_from_json(golden["BnConfig"], "golden");
   CHECK(defaults == AdapterConfig{});
-  CHECK(sorted(adapter_config_to_json(defaults)) == sorted(golden["BnConfig"]));
+  CHECK(sorted(bottleneck_config_to_json(defaults)) == sorted(golden["BnConfig"]));
   int read = 0, refused = 0, silent = 0;
   for (const auto& [name, value] : golden["BnConfig"].items()) {
     INFO(name);
@@ -127,8 +127,8 @@ TEST_CASE("Every field of BnConfig is read or refused by name, and presets are A
     if (name == "init_weights_seed") json[name] = 7;
     if (name == "output_adapter") json["mh_adapter"] = true;
     try {
-      const AdapterConfig config = adapter_config_from_json(json, "test");
-      if (adapter_config_to_json(config)[name] == json[name]) {
+      const AdapterConfig config = bottleneck_config_from_json(json, "test");
+      if (bottleneck_config_to_json(config)[name] == json[name]) {
         ++read;
         AdapterConfig expected;
         expected.original_ln_before = true;
@@ -150,12 +150,12 @@ TEST_CASE("Every field of BnConfig is read or refused by name, and presets are A
   for (const auto& [name, fields] : golden["presets"].items()) {
     INFO(name);
     if (name == "seq_bn_inv" || name == "compacter") {
-      CHECK_THROWS_AS(adapter_config_from_json(fields, "golden"), ConfigError);
+      CHECK_THROWS_AS(bottleneck_config_from_json(fields, "golden"), ConfigError);
       CHECK_THROWS_AS(AdapterConfig::named(name), ConfigError);
       continue;
     }
-    CHECK(adapter_config_from_json(fields, "golden") == AdapterConfig::named(name));
-    CHECK(sorted(adapter_config_to_json(AdapterConfig::named(name))) == sorted(fields));
+    CHECK(bottleneck_config_from_json(fields, "golden") == AdapterConfig::named(name));
+    CHECK(sorted(bottleneck_config_to_json(AdapterConfig::named(name))) == sorted(fields));
   }
   CHECK(adapter_fusion_config_from_json(golden["dynamic"], "golden") == AdapterFusionConfig::dynamic_fusion());
   CHECK(adapter_fusion_config_from_json(golden["static"], "golden") == AdapterFusionConfig::static_fusion());

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "peft/checkpoint/adapter_config_json.hpp"
+#include "peft/checkpoint/adapterhub_config_json.hpp"
 #include "peft/io/safetensors.hpp"
 #include "support/catch.hpp"
 
@@ -23,10 +23,10 @@ inline Json read_json(const std::string& name) {
 
 /// A configuration of which the golden lists what differs from BnConfig's defaults.
 inline AdapterConfig config_of(const Json& changes) {
-  Json json = adapter_config_to_json(AdapterConfig{});
+  Json json = bottleneck_config_to_json(AdapterConfig{});
   json["original_ln_before"] = false;
   for (const auto& [name, value] : changes.items()) json[name] = value;
-  return adapter_config_from_json(json, "golden");
+  return bottleneck_config_from_json(json, "golden");
 }
 
 class GoldenFile {

@@ -195,7 +195,7 @@ TEST_CASE("tokenizers that do not work are refused by name") {
     INFO(path << " = " << value.dump());
     CHECK_THROWS_WITH(BpeTokenizer(read_tokenizer_json(file, "FILE")), Catch::Contains(words));
   };
-  refuse("/normalizer", {{"type", "BertNormalizer"}}, "BertNormalizer");
+  refuse("/normalizer", {{"type", "Nmt"}}, "Nmt");
   refuse("/normalizer", {{"type", "Replace"}, {"pattern", {{"Regex", "a+"}}}, {"content", "b"}}, "plain text");
   refuse("/pre_tokenizer", {{"type", "Whitespace"}}, "Whitespace");
   refuse("/pre_tokenizer", nullptr, "ByteLevel");
@@ -203,7 +203,8 @@ TEST_CASE("tokenizers that do not work are refused by name") {
   refuse("/pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", Json::array({{{"type", "Digits"}}, {{"type", "ByteLevel"}}})}}, "in front");
   refuse("/pre_tokenizer", {{"type", "Split"}, {"pattern", {{"Regex", "a("}}}, {"behavior", "Isolated"}}, "decoder");
   refuse("/decoder", {{"type", "WordPiece"}}, "WordPiece");
-  refuse("/post_processor", {{"type", "BertProcessing"}}, "BertProcessing");
+  refuse("/post_processor", {{"type", "RobertaProcessing"}}, "RobertaProcessing");
+  refuse("/post_processor", {{"type", "BertProcessing"}, {"sep", Json::array({"x", 1})}, {"cls", "y"}}, "cls");
   refuse("/model/type", "Unigram", "Unigram");
   refuse("/model/dropout", 0.1, "dropout");
   refuse("/model/end_of_word_suffix", "</w>", "end_of_word_suffix");

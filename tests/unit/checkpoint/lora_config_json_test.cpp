@@ -106,6 +106,14 @@ TEST_CASE("lora config: every field of PEFT is supported or refused by name") {
       {"layers_pattern", R"({"layers_pattern": ["h"], "layers_to_transform": [1]})"},
       {"rank_pattern", R"({"rank_pattern": {"q_proj": 2}})"},
       {"alpha_pattern", R"({"alpha_pattern": {"q_proj": 2}})"},
+      {"bias", R"({"bias": "lora_only"})"},
+      {"modules_to_save", R"({"modules_to_save": ["lm_head"]})"},
+      {"lora_bias", R"({"lora_bias": true})"},
+      {"use_dora", R"({"use_dora": true})"},
+      {"trainable_token_indices", R"({"trainable_token_indices": [1, 2]})"},
+      {"alora_invocation_tokens", R"({"alora_invocation_tokens": [3, 4]})"},
+      {"eva_config", R"({"eva_config": {"adjust_scaling_factors": true, "label_mask_value": -100, "rho": 3, "tau": 0.5,
+                         "use_label_mask": false, "whiten": true}})"},
   };
   // They change nothing here, whatever they say.
   const std::vector<std::string> informative{"auto_mapping", "peft_version"};
@@ -143,8 +151,17 @@ TEST_CASE("lora config: every field of PEFT is supported or refused by name") {
     Json changed = plain;
     changed[name] = value;
     INFO("field " << name);
-    CHECK(refusal(changed).find(name) != std::string::npos);
+    if (supported.contains(name)) {
+      CHECK_NOTHROW(lora_config_from_json(changed, "test"));
+    } else {
+      CHECK(refusal(changed).find(name) != std::string::npos);
+    }
   }
+  // Token ids by embedding.
+  Json by_name = plain;
+  by_name["trainable_token_indices"] = parse(R"({"embed_tokens": [1], "other": [2, 3]})");
+  CHECK(lora_config_to_json(lora_config_from_json(by_name, "test"))["trainable_token_indices"] ==
+        by_name["trainable_token_indices"]);
 }
 
 TEST_CASE("lora config: fields that PEFT does not know, and values of a wrong kind, are refused by name") {
@@ -176,8 +193,13 @@ TEST_CASE("lora config: fields that PEFT does not know, and values of a wrong ki
   refused("rank_pattern", R"({"q": 1.5})", "a whole number");
   refused("layers_to_transform", "[-1]", "from 0");
   refused("use_rslora", "1", "true or false");
-  refused("bias", "\"lora_only\"", "not supported");
-  refused("init_lora_weights", "\"pissa\"", "not supported");
+  refused("bias", "\"some\"", "lora_only");
+  refused("init_lora_weights", "\"corda\"", "not supported");
+  refused("trainable_token_indices", "3", "a list of token ids");
+  refused("trainable_token_indices", "[1.5]", "a whole number");
+  refused("eva_config", "3", "expected an object");
+  refused("eva_config", R"({"rho": 0})", "rho");
+  refused("eva_config", R"({"tomorrow": 1})", "eva_config");
   refused("peft_type", "\"LOHA\"", "\"LORA\"");
   CHECK(refusal(parse("[]")).find("a list; expected an object") != std::string::npos);
   CHECK(refusal(parse(R"({"r": 4})")).find("peft_type is missing") != std::string::npos);

@@ -58,6 +58,7 @@ TEST_CASE("what does not fit is named with file, line and column") {
       {"{\"instruction\": \"a\", \"output\": \"b\", \"facts\": [1]}", "facts"},
       {"{\"instruction\": \"\xFF\", \"output\": \"b\"}", "line 1, column"},
       {good + "{\"instruction\": \"a\", \"output\": \"b\"} x", "line 2, column"},
+      {good + "{\"instruction\": \"a\", \"output\": \"b\", \"more\": -1e999}", "line 2: a number is too large"},
       {"", "no record"},
       {"\n\n", "no record"},
   };

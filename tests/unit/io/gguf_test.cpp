@@ -215,6 +215,27 @@ TEST_CASE("gguf: tensors, outermost dimension first") {
   CHECK(message_of<FormatError>([&] { file.tensor("x"); }).find("has no tensor \"x\"") != std::string::npos);
 }
 
+TEST_CASE("gguf: of tensors without elements, the other dimensions may be of any size") {
+  const ScratchFolder folder;
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 63;
+  GgufBuilder builder;
+  builder.head(3, 0);
+  builder.tensor("wide", {kMost - 4, 0}, 0, 0).tensor("tall", {0, kMost - 4}, 0, 0).tensor("blocks", {kMost - 32, 0}, 8, 0);
+  builder.align();
+  write_file(folder / "file.gguf", builder.bytes());
+  const GgufFile file = GgufFile::open(folder / "file.gguf");
+  REQUIRE(file.tensors().size() == 3);
+  for (const TensorRef& tensor : file.tensors()) {
+    INFO(tensor.where());
+    CHECK(tensor.elements() == 0);
+    CHECK(tensor.to_matrix().size() == 0);
+    float untouched = 7;
+    tensor.read_f32(&untouched);
+    tensor.read_rows_f32(0, 0, &untouched);
+    CHECK(untouched == 7);
+  }
+}
+
 TEST_CASE("gguf: another alignment, gaps, no tensors, types that are listed only") {
   ScratchFolder folder;
   GgufBuilder b;

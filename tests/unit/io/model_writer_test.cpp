@@ -1,5 +1,11 @@
-#include <cstring>
+#include <sys/wait.h>
+#include <time.h>
 
+#include <cstring>
+#include <functional>
+
+#include "faulty_calls.hpp"
+#include "peft/core/rng.hpp"
 #include "peft/io/gguf.hpp"
 #include "peft/io/gguf_writer.hpp"
 #include "peft/io/safetensors_shards.hpp"
@@ -7,6 +13,8 @@
 #include "support/catch.hpp"
 
 using namespace peft;
+using io_test::FaultyCalls;
+using io_test::message_of;
 using io_test::names_in;
 using io_test::read_file;
 using io_test::ScratchFolder;
@@ -30,7 +38,154 @@ std::vector<DeferredTensor> as_they_stand(const GgufFile& file) {
   return tensors;
 }
 
+/// A model of a generation, in a file or folder of its own below `folder`, and the generation that is found there again:
+/// 0 where there is none, -1 for a mixture.
+struct ModelWay {
+  const char* name;
+  std::function<void(const std::filesystem::path& folder, int generation)> save;
+  std::function<int(const std::filesystem::path& folder)> load;
+};
+
+std::vector<DeferredTensor> tensors_of(int generation) {
+  const auto first = static_cast<float>(1000 * generation);
+  return {floats("model.embed_tokens.weight", {7, 64}, first), floats("model.norm.weight", {64}, first),
+          floats("model.layers.0.mlp.up_proj.weight", {30, 64}, first)};
+}
+template <class File>
+int generation_in(const File& file, int said) {
+  for (const DeferredTensor& tensor : tensors_of(said)) {
+    const std::span<const std::byte> wanted = tensor.make(), found = file.tensor(tensor.name).bytes;
+    if (!std::equal(wanted.begin(), wanted.end(), found.begin(), found.end())) return -1;
+  }
+  return said;
+}
+
+const std::vector<ModelWay>& model_ways() {
+  static const std::vector<ModelWay> ways{
+      {"GGUF",
+       [](const auto& folder, int generation) {
+         GgufMetadata metadata;
+         metadata.set("general.name", std::to_string(generation));
+         write_gguf(folder / "model.gguf", metadata, tensors_of(generation));
+       },
+       [](const auto& folder) {
+         if (!std::filesystem::exists(folder / "model.gguf")) return 0;
+         const GgufFile file = GgufFile::open(folder / "model.gguf");
+         return generation_in(file, std::stoi(std::string(file.get<std::string_view>("general.name"))));
+       }},
+      {"safetensors",
+       [](const auto& folder, int generation) {
+         AtomicFile file(folder / "model.safetensors");
+         const std::vector<DeferredTensor> tensors = tensors_of(generation);
+         write_safetensors(file.writer(), std::span<const DeferredTensor>(tensors));
+         file.commit();
+       },
+       [](const auto& folder) {
+         if (!std::filesystem::exists(folder / "model.safetensors")) return 0;
+         const SafetensorsFile file = SafetensorsFile::open(folder / "model.safetensors");
+         return generation_in(file, static_cast<int>(file.tensor("model.norm.weight").to_matrix()(0, 0)) / 1000);
+       }},
+      {"model folder in shards", [](const auto& folder, int generation) {
+         AtomicDirectory target(folder / "model", ExistingFolder::kReplace);
+         FileWriter config = target.create("config.json");
+         config.write("{\"generation\": " + std::to_string(generation) + "}\n");
+         config.finish();
+         write_safetensors_shards(target, tensors_of(generation), 2000);
+         target.commit();
+       },
+       [](const auto& folder) {
+         const auto config = AtomicDirectory::locate(folder / "model", "config.json");
+         if (!std::filesystem::exists(config)) return 0;
+         const SafetensorsFile file = SafetensorsFile::open_folder(config.parent_path());
+         return generation_in(file, parse_json(read_file(config), "config")["generation"].template get<int>());
+       }}};
+  return ways;
+}
+
 }  // namespace
+
+TEST_CASE("models: whatever call of a save fails, the old model or the new one is there, and the next save works") {
+  for (const ModelWay& way : model_ways()) {
+    std::vector<std::string> names;
+    {
+      const ScratchFolder folder;
+      way.save(folder.path(), 1);
+      FaultyCalls calls([&](int, const std::string& call) {
+        names.push_back(call);
+        return 0;
+      });
+      way.save(folder.path(), 2);
+    }
+    REQUIRE(names.size() > 8);
+    for (std::size_t at = 0; at < names.size(); ++at) {
+      for (const int error : {ENOSPC, EIO}) {
+        const ScratchFolder folder;
+        way.save(folder.path(), 1);
+        std::string message;
+        {
+          FaultyCalls calls([&](int number, const std::string&) { return number == static_cast<int>(at) ? error : 0; });
+          message = message_of<IoError>([&] { way.save(folder.path(), 2); });
+        }
+        INFO(way.name << ", call " << at << ", " << names[at] << ": " << error_text(error) << "; message: " << message);
+        const int found = way.load(folder.path());
+        CHECK((found == 1 || found == 2));
+        if (names[at] == "write") {
+          CHECK(found == 1);
+          CHECK(message.find(error_text(error)) != std::string::npos);
+          CHECK(message.find(folder.path().string()) != std::string::npos);
+          CHECK(names_in(folder.path()).size() == 1);
+        }
+        if (names[at] == "fsync") CHECK_FALSE(message.empty());
+        way.save(folder.path(), 3);
+        CHECK(way.load(folder.path()) == 3);
+        CHECK(names_in(folder.path()).size() == 1);
+      }
+    }
+    // Short and interrupted writes are gone on with.
+    const ScratchFolder folder;
+    bool again = false;
+    FaultyCalls calls([&](int, const std::string& call) {
+      again = !again;
+      return (call == "write" || call == "fsync") && again ? EINTR : 0;
+    });
+    calls.longest_write = 100;
+    way.save(folder.path(), 1);
+    way.save(folder.path(), 2);
+    CHECK(way.load(folder.path()) == 2);
+  }
+}
+
+TEST_CASE("models: kills during saves leave a whole model") {
+  Philox random(6);
+  for (const ModelWay& way : model_ways()) {
+    const ScratchFolder folder;
+    int last = 0;
+    for (int number = 0; number < 60; ++number) {
+      const pid_t child = ::fork();
+      REQUIRE(child >= 0);
+      if (child == 0) {
+        try {
+          for (int generation = last + 1;; ++generation) way.save(folder.path(), generation);
+        } catch (...) {
+        }
+        ::_exit(3);
+      }
+      const timespec pause{0, static_cast<long>(random.below(10'000'000))};
+      ::nanosleep(&pause, nullptr);
+      ::kill(child, SIGKILL);
+      int status = 0;
+      REQUIRE(::waitpid(child, &status, 0) == child);
+      REQUIRE(WIFSIGNALED(status));
+      const int found = way.load(folder.path());
+      INFO(way.name << ", kill " << number << ", found generation " << found << " after " << last);
+      REQUIRE(found >= last);
+      last = found;
+    }
+    way.save(folder.path(), last + 1);
+    CHECK(way.load(folder.path()) == last + 1);
+    CHECK(names_in(folder.path()).size() == 1);
+  }
+}
 
 TEST_CASE("GGUF: files of the reference implementation are written again byte for byte") {
   const ScratchFolder folder;

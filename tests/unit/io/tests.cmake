@@ -3,5 +3,6 @@ peft_add_test(io
   ${CMAKE_CURRENT_LIST_DIR}/gguf_test.cpp
   ${CMAKE_CURRENT_LIST_DIR}/atomic_test.cpp
   ${CMAKE_CURRENT_LIST_DIR}/mapped_file_test.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/mapped_file_guard_test.cpp
   ${CMAKE_CURRENT_LIST_DIR}/model_writer_test.cpp
   LABELS unit)

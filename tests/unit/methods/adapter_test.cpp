@@ -378,7 +378,7 @@ TEST_CASE("Merging gives the adapted layer's result, and restoring the old bits"
         want.add(j, k, w, std::abs(w));
       }
     }
-    for (const auto& term : layers[0].merge_terms(selection)) {
+    for (const auto& term : layers[0].merge_change(selection).terms) {
       accumulate(want, product(to_double<Accumulator<T>>(term.b), false, to_double<Accumulator<T>>(term.a), false,
                                static_cast<double>(term.scale)));
     }

@@ -18,9 +18,9 @@ std::string message(const LoraConfig& config) {
   return "";
 }
 
-std::string pattern_message(const std::string& pattern) {
+std::string pattern_message(const std::string& pattern, PatternUse use = PatternUse::kWholeName) {
   try {
-    ModulePattern("field", pattern);
+    ModulePattern("field", pattern, use);
   } catch (const ConfigError& error) {
     return error.what();
   }
@@ -54,10 +54,25 @@ TEST_CASE("A field that is out of range, contradicts another or is not supported
   refused({.lora_alpha = std::nan(""), .target_modules = some}, "lora_alpha is nan");
   refused({.target_modules = some, .lora_dropout = 1.0f}, "lora_dropout is 1");
   refused({.target_modules = some, .lora_dropout = -0.1f}, "lora_dropout is -0.1");
-  refused({.target_modules = some, .bias = "all"}, "bias = \"all\"");
   refused({.target_modules = some, .bias = "some"}, "bias is \"some\"");
-  refused({.target_modules = some, .init_lora_weights = "pissa"}, "init_lora_weights = \"pissa\"");
-  refused({.target_modules = some, .modules_to_save = {"lm_head"}}, "modules_to_save (\"lm_head\")");
+  refused({.target_modules = some, .init_lora_weights = "corda"}, "init_lora_weights = \"corda\"");
+  refused({.target_modules = some, .init_lora_weights = "pissa_niter_"}, "init_lora_weights = \"pissa_niter_\"");
+  refused({.target_modules = some, .init_lora_weights = "pissa_niter_x"}, "init_lora_weights = \"pissa_niter_x\"");
+  for (const char* start : {"pissa", "pissa_niter_16", "olora", "orthogonal", "eva"}) {
+    REQUIRE(message({.target_modules = some, .init_lora_weights = start}).empty());
+  }
+  const auto with = [&](auto&& change) {
+    LoraConfig config{.target_modules = some};
+    change(config);
+    return config;
+  };
+  refused(with([](LoraConfig& c) { c.lora_bias = c.use_dora = true; }), "lora_bias and use_dora");
+  refused(with([](LoraConfig& c) { c.lora_bias = true, c.init_lora_weights = "gaussian"; }), "lora_bias goes with");
+  refused(with([](LoraConfig& c) { c.use_dora = true, c.alora_invocation_tokens = {1}; }), "alora_invocation_tokens");
+  refused(with([](LoraConfig& c) { c.alora_invocation_tokens = {-1}; }), "alora_invocation_tokens holds -1");
+  refused(with([](LoraConfig& c) { c.trainable_token_indices = {{"", {3, -2}}}; }), "trainable_token_indices");
+  refused(with([](LoraConfig& c) { c.eva_config.rho = 0.5; }), "eva_config.rho is 0.5");
+  refused(with([](LoraConfig& c) { c.eva_config.tau = 2; }), "eva_config.tau is 2");
   refused({.target_modules = some, .layers_pattern = {"layers"}}, "layers_to_transform");
   refused({.target_modules = some, .layers_to_transform = {-1}}, "layers_to_transform holds -1");
   refused({.target_modules = ".*q_proj", .layers_to_transform = {1}},
@@ -112,13 +127,44 @@ TEST_CASE("Patterns that Python reads otherwise, or not at all, are refused by n
   refused("\\Aq", "escape \\A", 1);
   refused("(q)\\1", "escape \\1", 4);
   refused("q\\", "'\\' at the end", 2);
+  refused(".*(?=(a|\\b))", "escape \\b in a lookahead", 9);
+  refused("a(?!^b)", "'^' in a lookahead", 5);
   REQUIRE(pattern_message(std::string(5000, 'a')).find("5000 characters") != std::string::npos);
   REQUIRE(pattern_message(std::string(100, '(') + std::string(100, ')')).find("too many nested groups") !=
           std::string::npos);
   for (const char* fine : {"", ".*", "(?:a|b)+?", "a{2}b{1,}c{1,3}?", "[^\\w.-]", "[a-z0-9_\\]]*", "x(?=y)y",
-                           "(?!x)\\d+$", "^a\\.b", "\\{a\\}"}) {
+                           "(?!x)\\d+$", "(?=(a))\\ba", "^a\\.b", "\\{a\\}"}) {
     INFO(fine);
     REQUIRE(pattern_message(fine).empty());
+  }
+}
+
+TEST_CASE("Patterns of strangers take neither forever nor the stack") {
+  const std::string name = "model.layers.12.self_attn.q_proj.and.a.tail.of.forty.more.characters.that.match";
+  for (const char* slow : {"(.+)+x", "(a|b|.)*x", "(.*.*)*x", ".*.*.*.*.*.*.*.*.*.*x", "(?:.?.?){50}.{20}x", "(a?){300}.*x"}) {
+    INFO(slow);
+    const ModulePattern pattern("field", slow, PatternUse::kWholeName);
+    CHECK_FALSE(pattern.matches_all(name));
+    CHECK(pattern.matches_all(name + "x"));
+  }
+  std::string many;
+  for (int i = 0; i < 999; ++i) many += "a?";
+  CHECK(ModulePattern("field", many, PatternUse::kWholeName).matches_all("aaa"));
+  std::string alternatives = "a";
+  for (int i = 0; i < 1100; ++i) alternatives += "|a";
+  for (const std::string& deep : {many + "a?a?a?", alternatives, std::string("(a?|b?){999}"), std::string("(a{99}){99}b"),
+                                  std::string("((((a{9}){9}){9}){9}){9}"), std::string("(a){9999}"), std::string("a{9999}?")}) {
+    INFO(deep);
+    CHECK(pattern_message(deep).find("too many repetitions") != std::string::npos);
+  }
+  // Where the way that a match took counts, all ways are tried: only few are allowed.
+  for (const char* slow : {"(.+)+x", "(a|b)*", "(?:a|b){2,3}"}) {
+    CHECK(pattern_message(slow, PatternUse::kStartOfName).find("repetition of a group") != std::string::npos);
+  }
+  CHECK(pattern_message(".*.*.*.*", PatternUse::kStartOfName).find("too many repetitions") != std::string::npos);
+  for (const char* fine : {"layers", "(h|blocks|layers)", "(?:layers|experts)?", ".*.*.*", "[a-z]+\\.layers", "\\)+"}) {
+    INFO(fine);
+    CHECK(pattern_message(fine, PatternUse::kStartOfName).empty());
   }
 }
 

@@ -34,6 +34,10 @@ struct Problem {
         q(in_double(o.q)), k(in_double(o.k)), v(in_double(o.v)), pk(in_double(o.pk)), pv(in_double(o.pv)),
         c(in_double(o.c)) {}
 
+  void drop(float p) {
+    shape.dropout = p;
+    shape.dropout_key = {7, 3, 11, 100};
+  }
   std::vector<ops::AttentionSegment<T>> segments() const {
     std::vector<ops::AttentionSegment<T>> result;
     Index row = 0, key = 0;
@@ -76,11 +80,13 @@ struct Setting {
   std::vector<Index> lengths;
   Index query_heads, kv_heads, d, prefix, past;
   bool causal;
+  float dropout = 0.0f;
 };
 const Setting kSettings[] = {{{1, 4, 3}, 4, 2, 6, 0, 0, true},   {{5}, 2, 2, 5, 3, 0, true},
                              {{2, 1, 18}, 3, 1, 4, 2, 2, true},  {{3, 6}, 2, 1, 3, 0, 0, false},
                              {{1, 1}, 6, 2, 8, 0, 37, true},     {{35, 17}, 2, 2, 16, 1, 0, true},
-                             {{20}, 9, 3, 64, 0, 5, true}};
+                             {{20}, 9, 3, 64, 0, 5, true},      {{4, 5}, 4, 2, 4, 2, 0, false, 0.3f},
+                             {{19, 3}, 2, 2, 5, 0, 0, true, 0.5f}};
 
 }  // namespace
 
@@ -101,6 +107,7 @@ TEST_CASE("attention's gradients by central differences in double") {
   for (const Setting& s : kSettings) {
     if (s.d > 10) continue;
     Problem<double> p(++seed, s.lengths, s.query_heads, s.kv_heads, s.d, s.prefix, s.past, s.causal);
+    p.drop(s.dropout);
     const auto r = p.run({});
     const auto loss = [&] {
       Matrix<double> out(p.tokens, p.q.cols());
@@ -120,14 +127,15 @@ TEMPLATE_TEST_CASE("attention in float and 16 bits against double; same bits for
   using T = TestType;
   std::uint64_t seed = 100;
   for (const Setting& s : kSettings) {
-    const Problem<T> p(++seed, s.lengths, s.query_heads, s.kv_heads, s.d, s.prefix, s.past, s.causal);
+    Problem<T> p(++seed, s.lengths, s.query_heads, s.kv_heads, s.d, s.prefix, s.past, s.causal);
+    p.drop(s.dropout);
     const Problem<double> exact(p);
     ThreadPool one(1), three(3);
     const auto got = p.run(one);
     const auto expected = exact.run({});
     // Scores are sums of d products below 0.3 and probabilities below 1: d + 16 roundings through exp; gradients sum
     // over at most 55 keys or 3·55 queries. In 16 bits, out is rounded before it enters D_i.
-    const double bound = static_cast<double>(s.d + 16) * 0x1p-24 * 8;
+    const double bound = static_cast<double>(s.d + 16) * 0x1p-24 * 8 / static_cast<double>(1 - s.dropout);
     const double grad_bound = 55 * 3 * bound + (sizeof(T) == 2 ? static_cast<double>(s.d) * unit<T>() * 8 : 0.0);
     check_near(got.out, expected.out, bound);
     check_near(got.lse, expected.lse, bound);
@@ -145,6 +153,51 @@ TEMPLATE_TEST_CASE("attention in float and 16 bits against double; same bits for
     REQUIRE(same(got.dk, again.dk));
     REQUIRE(same(got.dv, again.dv));
     if (s.prefix > 0) REQUIRE((same(got.dpk, again.dpk) && same(got.dpv, again.dpv)));
+  }
+}
+
+TEST_CASE("attention with dropout loses keys with the masks that its key says, whatever the cut of the batch") {
+  Problem<double> p(5, {3, 4}, 2, 1, 2, 1, 0, false);
+  p.drop(0.4f);
+  const auto parts = p.segments();
+  Matrix<double> out(p.tokens, p.q.cols());
+  ops::attention_forward<double>(p.q, parts, p.shape, out, {});
+  Index lost = 0;
+  for (const auto& s : parts) {
+    for (Index i = 0; i < s.query_count; ++i) {
+      for (Index h = 0; h < 2; ++h) {
+        const Index token = s.query_first + i, keys = 1 + s.keys.rows;
+        std::uint8_t bits = 0;
+        dropout_mask_row({7, 3, 11, 0}, (100 + token) * 2 + h, keys, 0.4f, &bits);
+        std::vector<double> weight;
+        double sum = 0;
+        for (Index j = 0; j < keys; ++j) {
+          const double* key = j == 0 ? s.prefix_keys.row(0) : s.keys.row(j - 1);
+          weight.push_back(std::exp(0.3f * (p.q(token, h * 2) * key[0] + p.q(token, h * 2 + 1) * key[1])));
+          sum += weight.back();
+        }
+        for (Index c = 0; c < 2; ++c) {
+          double expected = 0;
+          for (Index j = 0; j < keys; ++j) {
+            const double value = (j == 0 ? s.prefix_values.row(0) : s.values.row(j - 1))[c];
+            if ((bits >> j & 1) != 0) expected += weight[static_cast<std::size_t>(j)] / sum * value / (1 - 0.4f);
+          }
+          CHECK(out(token, h * 2 + c) == Approx(expected).epsilon(1e-6));
+        }
+        for (Index j = 0; j < keys; ++j) lost += (bits >> j & 1) == 0 ? 1 : 0;
+      }
+    }
+  }
+  CHECK(lost > 10);  // of 64
+  CHECK(lost < 45);
+  // The second sequence alone, as a sub-batch that begins at row 103.
+  auto cut = p.shape;
+  cut.dropout_key.first_row = 103;
+  const std::vector<ops::AttentionSegment<double>> alone{{0, 4, parts[1].keys, parts[1].values, p.pk, p.pv}};
+  Matrix<double> rest(4, p.q.cols());
+  ops::attention_forward<double>(p.q.view().row_range(3, 4), alone, cut, rest, {});
+  for (Index i = 0; i < 4; ++i) {
+    for (Index c = 0; c < 4; ++c) CHECK(rest(i, c) == out(3 + i, c));
   }
 }
 

@@ -186,8 +186,13 @@ TEST_CASE("registry: an adapter that does not fit is refused by key, and nothing
   refused(host, folder / "none", "there is no such folder");
 
   write_file(folder / "adapter_config.json",
+             R"({"peft_type": "LORA", "r": 4, "target_modules": ["up_proj"], "use_qalora": true})");
+  refused(host, folder.path(), "it sets use_qalora to true; QA-LoRA is not supported");
+  write_file(folder / "adapter_config.json",
              R"({"peft_type": "LORA", "r": 4, "target_modules": ["up_proj"], "use_dora": true})");
-  refused(host, folder.path(), "it sets use_dora to true; DoRA is not supported");
+  refused(host, folder.path(), "4 parameters of the model have no key in it: model.layers.0.mlp.up_proj.lora_magnitude_vector");
+  write_file(folder / "adapter_config.json", R"({"peft_type": "BOFT", "target_modules": ["up_proj"]})");
+  refused(host, folder.path(), "peft_type is \"BOFT\"; expected one of LORA, IA3, VERA");
 }
 
 TEST_CASE("registry: a save on a full disk or without permission leaves the old adapter") {

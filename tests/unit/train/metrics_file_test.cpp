@@ -9,6 +9,8 @@
 
 #include "peft/pipeline/metrics_file.hpp"
 #include "support/catch.hpp"
+#include "unit/io/faulty_calls.hpp"
+#include "unit/io/scratch.hpp"
 #include "unit/train/temporary_folder.hpp"
 
 using namespace peft;
@@ -108,4 +110,40 @@ TEST_CASE("A full disk and a missing folder are errors that name the file") {
   MetricsFile nowhere(folder.path() / "no" / "metrics.jsonl");
   CHECK_THROWS_AS(nowhere.begin(), IoError);
   CHECK_THROWS_WITH(nowhere.append(step_record(1)), Catch::Contains("metrics.jsonl"));
+}
+
+TEST_CASE("Whatever call of an append fails, the lines before stay; short and interrupted writes are gone on with") {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "metrics.jsonl";
+  int all = 0;
+  // Appends a second line; its call `at` fails with `error`, and no write takes more than 20 bytes.
+  const auto append = [&](int at, int error) {
+    MetricsFile file(path);
+    file.begin();
+    file.append(step_record(1));
+    io_test::FaultyCalls calls([&](int number, const std::string&) { return number == at ? error : 0; });
+    calls.longest_write = 20;
+    const std::string message = io_test::message_of<IoError>([&] { file.append(step_record(2)); });
+    all = calls.count();
+    return message;
+  };
+  CHECK(append(-1, 0).empty());
+  const int calls_of_an_append = all;
+  REQUIRE(calls_of_an_append > 5);  // open, several short writes, close
+  for (int at = 0; at < calls_of_an_append; ++at) {
+    INFO("call " << at);
+    const std::string message = append(at, ENOSPC);
+    CHECK(message.find(path.string()) != std::string::npos);
+    CHECK(message.find("No space") != std::string::npos);
+    // A line that was cut short is dropped, what was whole is not.
+    MetricsFile resumed(path);
+    resumed.resume(2, 2);
+    REQUIRE(resumed.log().records().size() == (at + 1 < calls_of_an_append ? 1 : 2));
+    CHECK(resumed.log().records()[0] == step_record(1));
+    resumed.append(step_record(2));
+    CHECK(append(at, EINTR).empty());
+    MetricsFile whole(path);
+    whole.resume(2, 2);
+    CHECK(whole.log().records().size() == 2);
+  }
 }

@@ -1,0 +1,123 @@
+// One token at a time of a model of SmolLM2-135M's shape, batch 1, after 64 tokens of context: base model alone and with an
+// unmerged LoRA of rank 8 on all linears, weights in float and bf16. The limit is the time in which the same threads read
+// a buffer as large as the weights, measured every few tokens: the rate of a machine that others use too changes from
+// second to second.
+//   bench_decode [--benchmark_filter=decode/bf16]; rows: tok/s, % of the read limit, peak memory.
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <span>
+#include <vector>
+
+#include "machine_limits.hpp"
+#include "peft/adapter_registry.hpp"
+#include "peft/core/parallel.hpp"
+#include "random_llama.hpp"
+
+namespace {
+
+using namespace peft;
+using namespace peft_benchmarks;
+using peft_examples::KvCache;
+using peft_examples::Llama;
+
+constexpr Index kPrompt = 64, kGenerated = 64;
+constexpr int kBlock = 8;  // tokens, then as many passes over the buffer
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
+
+template <Scalar T>
+class Decoder {
+ public:
+  explicit Decoder(bool with_lora)
+      : model_(random_llama<T>(smollm2_135m())), cache_(model_.config(), kPrompt + kGenerated), ids_(kPrompt) {
+    if (with_lora) {
+      LoraConfig config = lora_of(true);
+      config.init_lora_weights = false;  // B starts with numbers
+      registry_.add_adapter("default", config, model_.sites(), 0);
+      registry_.set_adapter("default");
+      model_.select(registry_.selection());
+    }
+    const Index vocabulary = model_.config().vocab_size;
+    logits_ = Matrix<float>(1, vocabulary);
+    Philox random(7);
+    for (std::int32_t& id : ids_) id = static_cast<std::int32_t>(random.uniform(0.0f, static_cast<float>(vocabulary - 1)));
+    feed(kPrompt);
+  }
+
+  /// The likeliest token after the last one; a full cache starts again behind the prompt.
+  void token() {
+    if (cache_.length() == cache_.capacity()) cache_.rewind(kPrompt);
+    feed(1);
+  }
+
+ private:
+  void feed(Index count) {
+    KvCache<T>* const cache = &cache_;
+    model_.infer({ids_.data(), count}, std::span(&count, 1), std::span(&cache, 1), logits_.view());
+    const float* first = logits_.data();
+    ids_[0] = static_cast<std::int32_t>(std::max_element(first, first + logits_.cols()) - first);
+  }
+
+  Llama<T> model_;
+  AdapterRegistry<T> registry_;
+  KvCache<T> cache_;
+  std::vector<std::int32_t> ids_;
+  Matrix<float> logits_;
+};
+
+template <Scalar T>
+void decode(benchmark::State& state, bool with_lora) {
+  Decoder<T> decoder(with_lora);
+  for (Index i = 0; i < kGenerated; ++i) decoder.token();
+  const double peak = peak_memory_mib();
+  ReadBuffer weights(weights_per_token(smollm2_135m()) * static_cast<Index>(sizeof(T)));
+  std::vector<double> token_seconds, share;
+  for (auto _ : state) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < kBlock; ++i) decoder.token();
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    double read = 0;
+    weights.pass();  // brings the buffer where it stays from pass to pass
+    for (int i = 0; i < kBlock; ++i) read += weights.pass();
+    decoder.token();
+    state.SetIterationTime(took.count() / kBlock);
+    token_seconds.push_back(took.count() / kBlock);
+    share.push_back(100.0 * read / took.count());
+  }
+  const double limit = 100.0 / (median(token_seconds) * median(share));
+  state.counters["tok/s"] = 1.0 / median(token_seconds);
+  state.counters["%read"] = median(share);
+  state.counters["limit_tok/s"] = limit;
+  state.counters["peak_MiB"] = peak;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  try {
+    add_context(fma_peak());
+    const auto add = [](const char* name, auto run) {
+      benchmark::RegisterBenchmark(name, run)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(24);
+    };
+    add("decode/f32/base", [](benchmark::State& state) { decode<float>(state, false); });
+    add("decode/f32/lora", [](benchmark::State& state) { decode<float>(state, true); });
+    add("decode/bf16/base", [](benchmark::State& state) { decode<bf16>(state, false); });
+    add("decode/bf16/lora", [](benchmark::State& state) { decode<bf16>(state, true); });
+    benchmark::RunSpecifiedBenchmarks();
+  } catch (const Error& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  benchmark::Shutdown();
+  return 0;
+}

@@ -1,0 +1,46 @@
+"""What the peers' scripts share: the model's shape, timing, and one line of JSON as their result."""
+
+import json
+import resource
+import statistics
+import time
+
+
+def smollm2_135m():
+    """transformers' configuration of random_llama.hpp's shape."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                       num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=2048,
+                       tie_word_embeddings=True)
+
+
+def lora_of(all_linears, **changes):
+    """r = 8, alpha = 32, dropout 0.05 on q_proj and v_proj, or on all linears."""
+    from peft import LoraConfig
+
+    modules = ["q_proj", "v_proj"]
+    if all_linears:
+        modules += ["k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return LoraConfig(**{"r": 8, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": modules,
+                         "task_type": "CAUSAL_LM", **changes})
+
+
+def measure(run, repeats):
+    """Median seconds of `repeats` runs after one that does not count."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def peak_mib():
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def report(**values):
+    print(json.dumps({**values, "peak_MiB": peak_mib()}))
