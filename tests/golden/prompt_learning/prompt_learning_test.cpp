@@ -1,4 +1,5 @@
 // Prefix tuning, prompt tuning and P-tuning against peft 0.21.2 on a tiny Llama: see make_prompt_learning.py.
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 
@@ -110,11 +111,12 @@ TEMPLATE_TEST_CASE("virtual tokens equal peft's: logits, loss, every gradient, f
     }
     golden.model.for_each_parameter([&](const ParameterInfo& info, auto value, auto) {
       INFO(info.name);
-      // AdamW divides by the gradient's size: an element whose gradient is near 0 feels its rounding errors most. Against
-      // the way that the parameter has gone.
+      // Against the way that the parameter has gone. AdamW divides by the gradient's size, so an element whose gradient
+      // is no larger than its rounding errors may step the other way once in five steps: 2/5 of one element's way.
       const Matrix<float> after = matrix<float>(golden.file, "after." + Case<T>::key(info));
       const Matrix<float> start = matrix<float>(golden.file, "start." + Case<T>::key(info));
-      CHECK(distance(value, after.flat()) <= 2e-3 * distance(start.flat(), after.flat()));
+      const double one_element = 0.4 / std::sqrt(static_cast<double>(value.size));
+      CHECK(distance(value, after.flat()) <= (2e-3 + one_element) * distance(start.flat(), after.flat()));
     });
     CHECK(logits_distance(golden.model, golden.batch, golden.file, "after.logits") <= 1e-4);
   }

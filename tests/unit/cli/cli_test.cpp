@@ -155,11 +155,11 @@ TEST_CASE("train: a configuration file instead of options") {
   CHECK(peft::load_peft_adapter(place.folder / "again").config.r == 4);
   arguments.insert(arguments.end(), {"--r", "8"});
   CHECK(run(place.folder, arguments).status == 2);
-  write_file(config, R"({"peft_type": "LORA", "target_modules": ["q_proj"], "use_dora": true})");
+  write_file(config, R"({"peft_type": "LORA", "target_modules": ["q_proj"], "use_qalora": true})");
   arguments.resize(arguments.size() - 2);
   const Outcome refused = run(place.folder, arguments);
   CHECK(refused.status == 1);
-  CHECK(has(refused.err, "use_dora"));
+  CHECK(has(refused.err, "use_qalora"));
 }
 
 TEST_CASE("eval: loss, BLEU, ROUGE, facts; predictions for people") {
