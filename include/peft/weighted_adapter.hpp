@@ -164,8 +164,11 @@ std::shared_ptr<NamedAdapter<T>> add_weighted_adapter(AdapterRegistry<T>& regist
   std::vector<std::shared_ptr<NamedAdapter<T>>> given;
   Index largest = 0, sum = 0, first_rank = 0;
   std::vector<std::string> modules;  // in the order of the first adapter that has each
-  for (const auto& [from, weight] : adapters) {
-    if (!is_finite(weight)) fail<ConfigError>("add_weighted_adapter: the weight of \"{}\" is {}; expected a finite number", from, weight);
+  for (const auto& named : adapters) {
+    const std::string& from = named.first;
+    if (!is_finite(named.second)) {
+      fail<ConfigError>("add_weighted_adapter: the weight of \"{}\" is {}; expected a finite number", from, named.second);
+    }
     given.push_back(registry.adapter(from));
     const LoraConfig& config = given.back()->config();
     given.back()->for_each_part([&](const std::string& module, AnyPart<T>& part) {
