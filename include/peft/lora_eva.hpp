@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "peft/adapted_linear.hpp"
 #include "peft/core/linalg.hpp"
 #include "peft/named_adapter.hpp"
 #include "peft/target_modules.hpp"
