@@ -11,7 +11,7 @@ if(NOT status EQUAL 0)
 endif()
 # Names of functions; AVX and later (VEX and EVEX: v…, %ymm, %zmm, %k), BMI and FMA's kin.
 file(STRINGS "${listing}" lines
-  REGEX "^[0-9a-f]+ <|%[yz]mm|\t(v[a-z]|k(mov|or|and)[a-z]*|shlx|shrx|sarx|mulx|andn|bextr|pdep|pext|tzcnt|lzcnt)")
+  REGEX "^[0-9a-f]+ <|%[yz]mm|\t(v[a-z]|k(mov|or|and)[a-z]*|shlx|shrx|sarx|mulx|andn[ \t]|bextr|pdep|pext|tzcnt|lzcnt)")
 set(function)
 set(inside 0)
 set(wrong)
