@@ -1,6 +1,8 @@
 #pragma once
 /// A model's hyper-parameters and tokenizer as a GGUF's metadata, in llama.cpp's conventions.
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <set>
 #include <span>

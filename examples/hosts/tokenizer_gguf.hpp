@@ -1,6 +1,8 @@
 #pragma once
 /// The tokenizer that a GGUF carries: `gpt2`, byte-level merges in a list, and `llama`, SentencePiece's pieces with scores.
 
+#include <fmt/format.h>
+
 #include <cmath>
 #include <string>
 #include <string_view>

@@ -2,7 +2,7 @@
 /// The errors of the library: one family under peft::Error.
 /// Text of an error = what was done: what was got; expected what; where (file, tensor, module…); a hint where one helps.
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <stdexcept>
 #include <string>

@@ -16,6 +16,7 @@
 #include "peft/kernels/gemm.hpp"
 #include "peft/kernels/kernel_table.hpp"
 #include "peft/kernels/scratch.hpp"
+#include "peft/kernels/thin_gemm.hpp"
 
 PEFT_BEGIN_NAMESPACE
 namespace kernels {
@@ -29,26 +30,6 @@ inline constexpr Index kBlockK = 256;
 inline constexpr Index kBlockRows = 256;
 // Floats of A packed at once, about: 640 KiB of an L2 of at least 1 MiB.
 inline constexpr Index kPackedFloats = 160 * 1024;
-// At most so many rows are read straight from the weight's storage: below, packing costs more than it saves.
-inline constexpr Index kThinRows = 8;
-
-constexpr Index ceil_div(Index a, Index b) noexcept { return (a + b - 1) / b; }
-constexpr Index bytes_of(DType type) noexcept { return size_of(type); }
-
-inline const void* element(const void* data, Index offset, DType type) noexcept {
-  return static_cast<const char*>(data) + offset * bytes_of(type);
-}
-inline void* element(void* data, Index offset, DType type) noexcept {
-  return static_cast<char*>(data) + offset * bytes_of(type);
-}
-
-/// Σ ranks of the terms.
-inline Index total_rank(const GemmProblem& p) noexcept {
-  Index rank = 0;
-  for (Index t = 0; t < p.low_rank_count; ++t) rank += p.low_rank[t].rank;
-  return rank;
-}
-
 /// Packs rows [row, row + rows) of S, scaled: dst[q*mr + i].
 inline void pack_low_rank_rows(const GemmProblem& p, Index row, Index rows, Index mr, float* dst) noexcept {
   for (Index t = 0; t < p.low_rank_count; ++t) {
@@ -272,54 +253,12 @@ inline void GemmJob::operator()(Index task) const {
   RowBlock{*this, first_row, rows, packed_a, packed_low_rank}.multiply(task % slices);
 }
 
-/// Few rows: the weight's rows are read once, straight from their storage.
-inline void thin_gemm(const GemmProblem& p, const KernelTable& table, ExecutorRef executor) {
-  float* x = scratch(ScratchSlot::kShared, p.m * p.k + 64);
-  for (Index i = 0; i < p.m; ++i) {
-    table.widen(p.k, element(p.a.data, i * p.a.stride, p.a.type), p.a.type, x + i * p.k);
-  }
-  constexpr Index kColumns = 64;
-  parallel_for_ranges(executor, p.n, kColumns, [&](Index first, Index last) {
-    float y[kThinRows * kColumns];
-    const Operand& w = p.b.dense;
-    const Index count = last - first;
-    for (Index i = 0; i < p.m; i += 4) {
-      table.dots(x + i * p.k, p.k, std::min<Index>(4, p.m - i), element(w.data, first * w.stride, w.type), w.stride,
-                 w.type, count, p.k, y + i * kColumns, kColumns);
-    }
-    for (Index i = 0; i < p.m; ++i) {
-      float* row = y + i * kColumns;
-      for (Index t = 0; t < p.low_rank_count; ++t) {
-        const LowRankColumns& term = p.low_rank[t];
-        const float* s = term.s + i * term.s_stride;
-        for (Index j = 0; j < count; ++j) {
-          float sum = 0.0f;
-          for (Index q = 0; q < term.rank; ++q) {
-            sum = rounded(sum + rounded(s[q] * (term.l_transposed ? term.l[(first + j) * term.l_stride + q]
-                                                                  : term.l[q * term.l_stride + first + j])));
-          }
-          row[j] += rounded(term.scale * sum);
-        }
-      }
-      for (Index j = 0; j < count && p.bias != nullptr; ++j) row[j] += p.bias[first + j];
-      void* c = element(p.c, i * p.c_stride + first, p.c_type);
-      if (p.accumulate) {
-        float before[kColumns];
-        table.widen(count, c, p.c_type, before);
-        table.add(count, before, row);
-      }
-      table.narrow(count, row, p.c_type, c);
-    }
-  });
-}
-
 }  // namespace detail
 
 inline void gemm(const GemmProblem& p, ExecutorRef executor) {
   if (p.m <= 0 || p.n <= 0) return;
   const KernelTable& table = kernels::table();
-  if (p.m <= detail::kThinRows && p.k > 0 && p.b.dense.data != nullptr && p.b.dense.transposed && !p.a.transposed &&
-      p.low_rank_mask.bits == nullptr) {
+  if (detail::is_thin(p)) {
     detail::thin_gemm(p, table, executor);
     return;
   }

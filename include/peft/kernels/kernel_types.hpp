@@ -34,6 +34,32 @@ struct TileCall {
   const float* bias = nullptr;  ///< NR values or nullptr
 };
 
+/// One low-rank term of a thin product: s [m, rank], the scale in it; l [n, rank].
+struct ThinColumns {
+  const float* s = nullptr;
+  Index s_stride = 0;
+  const float* l = nullptr;
+  Index l_stride = 0;
+  Index rank = 0;
+};
+
+/// A few rows against a weight in its own storage: y[i][j] = Σ_t s_t[row + i]·l_t[column + j] + x[i]·w[j], i < m ≤ 4,
+/// j < n. The terms come first, in the same accumulators.
+struct ThinCall {
+  Index m = 0, n = 0, k = 0;
+  const float* x = nullptr;
+  Index x_stride = 0;
+  const void* w = nullptr;
+  Index w_stride = 0;
+  DType w_type = DType::kF32;
+  const ThinColumns* terms = nullptr;
+  Index term_count = 0;
+  Index row = 0, column = 0;  ///< of the terms: where x and w begin
+  bool stream = false;        ///< w comes from memory and is read from end to end
+  float* y = nullptr;
+  Index y_stride = 0;
+};
+
 /// Coefficients of one AdamW step in float.
 struct AdamWFloats {
   float beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, inverse_root_correction2, eps, decay, grad_scale;
@@ -115,6 +141,8 @@ struct KernelTable {
   /// dw[j] += dy[j]·x̂[j]; db[j] += dy[j]. Either may be null.
   void (*layer_norm_gradients)(Index n, const float* dy, const float* x, float mean, float factor, float* dw,
                                float* db) noexcept;
+  /// A thin product; call.m ≤ 4.
+  void (*thin)(const ThinCall& call) noexcept;
 };
 
 }  // namespace kernels

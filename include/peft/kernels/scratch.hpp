@@ -1,6 +1,6 @@
 #pragma once
 /// Working memory of the kernels: per thread, grown to the largest need and kept. A slot has one user at a time: kShared
-/// is the caller's of a product, the others are its tasks', on whichever thread.
+/// is the caller's of a product, kThin the product's own where it is thin, the others are its tasks', on whichever thread.
 
 #include <cxxabi.h>
 
@@ -11,7 +11,7 @@
 PEFT_BEGIN_NAMESPACE
 namespace kernels {
 
-enum class ScratchSlot : int { kShared, kPackedRows, kPackedLowRank, kPanel, kTile, kRows, kCount };
+enum class ScratchSlot : int { kShared, kThin, kPackedRows, kPackedLowRank, kPanel, kTile, kRows, kCount };
 
 namespace detail {
 

@@ -41,6 +41,17 @@ inline void widen_masked(const KernelTable& t, const void* x, Index x_stride, DT
 inline void skinny_nt(Index m, Index k, Index r, const void* x, Index x_stride, DType x_type, const MaskBits& mask,
                       const float* a, Index a_stride, float scale, float* s, Index s_stride, bool accumulate,
                       ExecutorRef executor) {
+  if (m <= detail::kThinRows && k > 0 && r > 0 && mask.bits == nullptr && scale == 1.0f) {
+    GemmProblem problem;
+    problem.m = m, problem.n = r, problem.k = k;
+    problem.a = {x, x_stride, x_type, false};
+    problem.b.dense = {a, a_stride, DType::kF32, true};
+    problem.accumulate = accumulate;
+    problem.c = s;
+    problem.c_stride = s_stride;
+    gemm(problem, executor);
+    return;
+  }
   const KernelTable& t = table();
   parallel_for_ranges(executor, m, detail::kSkinnyRows, [&](Index first, Index last) {
     const bool direct = x_type == DType::kF32 && mask.bits == nullptr;

@@ -2,6 +2,8 @@
 /// What decides the bits of a training besides its state: settings and data, as names and values. A run is resumed only
 /// with those it began with.
 
+#include <fmt/format.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <string>

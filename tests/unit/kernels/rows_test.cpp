@@ -142,13 +142,14 @@ TEST_CASE("skinny products against sums in double, any rank, storage and mask; s
               if (!masked) return value;
               return (bits[static_cast<std::size_t>(i * stride + j / 8)] >> (j % 8)) & 1u ? value * static_cast<double>(1.0f / 0.6f) : 0.0;
             };
+            const float scale = r % 2 == 1 ? 1.0f : 0.5f;  // a few rows go the way of thin products where it is 1
             std::vector<float> got_s, got_ds, got_a, got_b;
             for (int threads : {1, 3}) {
               ThreadPool pool(threads);
               std::vector<float> out_s(static_cast<std::size_t>(m * r), 9.0f), out_ds(out_s);
               std::vector<float> ga(static_cast<std::size_t>(r * k), 1.0f), gb(static_cast<std::size_t>(k * r), 1.0f);
-              kernels::skinny_nt(m, k, r, data, k, type, mask, a.data(), k, 0.5f, out_s.data(), r, false, pool);
-              kernels::skinny_nn(m, k, r, data, k, type, b.data(), r, 0.5f, out_ds.data(), r, pool);
+              kernels::skinny_nt(m, k, r, data, k, type, mask, a.data(), k, scale, out_s.data(), r, false, pool);
+              kernels::skinny_nn(m, k, r, data, k, type, b.data(), r, scale, out_ds.data(), r, pool);
               kernels::skinny_tn(m, k, r, s.data(), r, data, k, type, mask, 0.5f, ga.data(), k, pool);
               kernels::skinny_tn_t(m, k, r, data, k, type, s.data(), r, 0.5f, gb.data(), r, pool);
               if (threads == 1) {
@@ -162,8 +163,8 @@ TEST_CASE("skinny products against sums in double, any rank, storage and mask; s
               for (Index q = 0; q < r; ++q) {
                 double nt = 0, nn = 0;
                 for (Index j = 0; j < k; ++j) {
-                  nt += 0.5 * dropped(i, j) * at(a, q * k + j);
-                  nn += 0.5 * at(x, i * k + j) * at(b, j * r + q);
+                  nt += static_cast<double>(scale) * dropped(i, j) * at(a, q * k + j);
+                  nn += static_cast<double>(scale) * at(x, i * k + j) * at(b, j * r + q);
                 }
                 REQUIRE(std::fabs(at(got_s, i * r + q) - nt) <= u * static_cast<double>(k * (k + 4)));
                 REQUIRE(std::fabs(at(got_ds, i * r + q) - nn) <= u * static_cast<double>(k * (k + 4)));

@@ -1,0 +1,125 @@
+#pragma once
+/// Products of a few rows (decoding): the weight's rows are read once, straight from their storage, as fast as memory
+/// gives them. The low-rank terms go through the same accumulators, before x·Wᵀ.
+
+#include <algorithm>
+#include <new>
+
+#include "peft/kernels/gemm.hpp"
+#include "peft/kernels/kernel_table.hpp"
+#include "peft/kernels/scratch.hpp"
+
+PEFT_BEGIN_NAMESPACE
+namespace kernels {
+namespace detail {
+
+// At most so many rows are read straight from the weight's storage: above, packing saves more than it costs.
+inline constexpr Index kThinRows = 8;
+// Columns of one task: 32 rows of a weight are some 40 to 200 KB, so that a layer's few hundred columns come out even on a
+// few threads while each of the kernel's streams is long enough to be fetched ahead. Wide products (a head) take longer
+// runs, narrow ones (projections to a rank) are cut finer.
+inline constexpr Index kWideColumns = 64, kThinColumns = 32, kNarrowColumns = 4;
+
+constexpr Index ceil_div(Index a, Index b) noexcept { return (a + b - 1) / b; }
+constexpr Index bytes_of(DType type) noexcept { return size_of(type); }
+
+inline const void* element(const void* data, Index offset, DType type) noexcept {
+  return static_cast<const char*>(data) + offset * bytes_of(type);
+}
+inline void* element(void* data, Index offset, DType type) noexcept {
+  return static_cast<char*>(data) + offset * bytes_of(type);
+}
+
+/// Σ ranks of the terms.
+inline Index total_rank(const GemmProblem& p) noexcept {
+  Index rank = 0;
+  for (Index t = 0; t < p.low_rank_count; ++t) rank += p.low_rank[t].rank;
+  return rank;
+}
+
+/// Whether thin_gemm() can run `p`, and should.
+inline bool is_thin(const GemmProblem& p) noexcept {
+  const Operand& w = p.b.dense;
+  bool thin = p.m <= kThinRows && p.k > 0 && w.data != nullptr && w.transposed && !p.a.transposed &&
+              p.low_rank_mask.bits == nullptr;
+  for (Index t = 0; t < p.low_rank_count; ++t) thin = thin && p.low_rank[t].l_transposed;
+  return thin;
+}
+
+constexpr Index thin_grain(Index n) noexcept {
+  return n < 4 * kThinColumns ? kNarrowColumns : n < 64 * kWideColumns ? kThinColumns : kWideColumns;
+}
+
+/// A product with its rows in float and its terms with their scales in them.
+struct ThinJob {
+  const GemmProblem& p;
+  const KernelTable& table;
+  const float* x;
+  Index x_stride;
+  const ThinColumns* terms;
+
+  /// Columns [first, last), at most kWideColumns.
+  void operator()(Index first, Index last) const noexcept {
+    const Operand& w = p.b.dense;
+    float y[kThinRows * kWideColumns];
+    ThinCall call;
+    call.n = last - first;
+    call.k = p.k;
+    call.x_stride = x_stride;
+    call.w = element(w.data, first * w.stride, w.type);
+    call.w_stride = w.stride;
+    call.w_type = w.type;
+    call.terms = terms;
+    call.term_count = p.low_rank_count;
+    call.column = first;
+    call.stream = true;
+    call.y_stride = kWideColumns;
+    for (Index i = 0; i < p.m; i += 4) {
+      call.m = std::min<Index>(4, p.m - i);
+      call.row = i;
+      call.x = x + i * x_stride;
+      call.y = y + i * kWideColumns;
+      table.thin(call);
+    }
+    for (Index i = 0; i < p.m; ++i) store(i, first, call.n, y + i * kWideColumns);
+  }
+
+ private:
+  void store(Index i, Index first, Index count, float* row) const noexcept {
+    for (Index j = 0; j < count && p.bias != nullptr; ++j) row[j] += p.bias[first + j];
+    void* c = element(p.c, i * p.c_stride + first, p.c_type);
+    if (p.accumulate) {
+      float before[kWideColumns];
+      table.widen(count, c, p.c_type, before);
+      table.add(count, before, row);
+    }
+    table.narrow(count, row, p.c_type, c);
+  }
+};
+
+/// Runs `p`, which is_thin(). Same bits for any number of threads.
+inline void thin_gemm(const GemmProblem& p, const KernelTable& table, ExecutorRef executor) {
+  static_assert(sizeof(ThinColumns) % sizeof(float) == 0 && alignof(ThinColumns) <= kAlignment);
+  constexpr Index kFloatsPerTerm = sizeof(ThinColumns) / sizeof(float);
+  const bool direct = p.a.type == DType::kF32;
+  float* const memory = scratch(ScratchSlot::kThin, p.low_rank_count * kFloatsPerTerm + p.m * total_rank(p) +
+                                                        (direct ? 0 : p.m * p.k));
+  ThinColumns* const terms = reinterpret_cast<ThinColumns*>(memory);
+  float* floats = memory + p.low_rank_count * kFloatsPerTerm;
+  for (Index t = 0; t < p.low_rank_count; ++t) {
+    const LowRankColumns& term = p.low_rank[t];
+    new (terms + t) ThinColumns{floats, term.rank, term.l, term.l_stride, term.rank};
+    for (Index i = 0; i < p.m; ++i, floats += term.rank) {
+      for (Index q = 0; q < term.rank; ++q) floats[q] = term.scale * term.s[i * term.s_stride + q];
+    }
+  }
+  for (Index i = 0; i < p.m && !direct; ++i) {
+    table.widen(p.k, element(p.a.data, i * p.a.stride, p.a.type), p.a.type, floats + i * p.k);
+  }
+  const float* const x = direct ? static_cast<const float*>(p.a.data) : floats;
+  parallel_for_ranges(executor, p.n, thin_grain(p.n), ThinJob{p, table, x, direct ? p.a.stride : p.k, terms});
+}
+
+}  // namespace detail
+}  // namespace kernels
+PEFT_END_NAMESPACE
