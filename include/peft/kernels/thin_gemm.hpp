@@ -5,7 +5,8 @@
 #include <algorithm>
 #include <new>
 
-#include "peft/kernels/gemm.hpp"
+#include "peft/core/executor.hpp"
+#include "peft/kernels/gemm_problem.hpp"
 #include "peft/kernels/kernel_table.hpp"
 #include "peft/kernels/scratch.hpp"
 
