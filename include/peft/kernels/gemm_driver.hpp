@@ -30,6 +30,7 @@ inline constexpr Index kBlockK = 256;
 inline constexpr Index kBlockRows = 256;
 // Floats of A packed at once, about: 640 KiB of an L2 of at least 1 MiB.
 inline constexpr Index kPackedFloats = 160 * 1024;
+
 /// Packs rows [row, row + rows) of S, scaled: dst[q*mr + i].
 inline void pack_low_rank_rows(const GemmProblem& p, Index row, Index rows, Index mr, float* dst) noexcept {
   for (Index t = 0; t < p.low_rank_count; ++t) {
