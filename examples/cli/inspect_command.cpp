@@ -97,10 +97,7 @@ Json gguf_value(const peft::GgufFile& file, const peft::GgufValue& value) {
 /// What a model is, whichever files it stands in.
 Json describe(const LlamaConfig& c) {
   constexpr const char* kScalings[] = {"none", "linear", "llama3", "yarn", "llama3 (frequency factors)"};
-  Index parameters = 0;
-  for (const auto& [name, shape] : llama_tensors(c)) parameters += peft::detail::element_count(shape).value_or(0);
   Json json = {{"type", c.model_type},
-               {"parameters", parameters},
                {"layers", c.num_hidden_layers},
                {"hidden", c.hidden_size},
                {"feed-forward", c.intermediate_size},
@@ -134,7 +131,15 @@ void check_model(Findings& findings, ReadConfig&& config, ReadSource&& source, R
     findings.facts["model"] = describe(config());
     configured = true;
   });
-  if (configured) findings.attempt([&] { check_tensors(source()); });
+  if (configured) {
+    findings.attempt([&] {
+      const ModelSource files = source();
+      check_tensors(files);
+      Index parameters = 0;
+      for (const auto& [name, tensor] : files.tensors) parameters += tensor.elements();
+      findings.facts["model"]["parameters"] = parameters;
+    });
+  }
   findings.attempt([&] { findings.facts["tokenizer"] = describe(BpeTokenizer(tokenizer()).spec()); });
 }
 

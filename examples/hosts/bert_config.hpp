@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "hosts/config_size.hpp"
 #include "peft/core/activation.hpp"
 #include "peft/core/scalar.hpp"
 #include "peft/error.hpp"
@@ -34,9 +35,7 @@ struct BertConfig {
 
   /// Throws ConfigError where the numbers do not fit together.
   void validate() const {
-    const auto positive = [](const char* name, Index value) {
-      if (value <= 0) peft::fail<peft::ConfigError>("Bert: {} is {}; expected a positive number", name, value);
-    };
+    const auto positive = [](const char* name, Index value) { check_size("Bert", name, value); };
     const auto probability = [](const char* name, float p) {
       if (!(p >= 0.0f && p < 1.0f)) {
         peft::fail<peft::ConfigError>("Bert: {} is {}; expected a probability p with 0 <= p < 1", name, p);

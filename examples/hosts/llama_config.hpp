@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "hosts/config_size.hpp"
 #include "hosts/rope_scaling.hpp"
 #include "peft/core/scalar.hpp"
 #include "peft/error.hpp"
@@ -42,9 +43,7 @@ struct LlamaConfig {
 
   /// Throws ConfigError where the numbers do not fit together.
   void validate() const {
-    const auto positive = [](const char* name, Index value) {
-      if (value <= 0) peft::fail<peft::ConfigError>("Llama: {} is {}; expected a positive number", name, value);
-    };
+    const auto positive = [](const char* name, Index value) { check_size("Llama", name, value); };
     positive("vocab_size", vocab_size);
     positive("hidden_size", hidden_size);
     positive("intermediate_size", intermediate_size);

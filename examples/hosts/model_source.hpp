@@ -6,7 +6,6 @@
 #include <set>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "hosts/llama_config.hpp"
@@ -32,10 +31,11 @@ struct ModelSource {
   }
 };
 
-/// Name and shape of every tensor that a model of this configuration has.
-inline std::vector<std::pair<std::string, std::vector<Index>>> llama_tensors(const LlamaConfig& c) {
-  std::vector<std::pair<std::string, std::vector<Index>>> result;
-  const auto put = [&](const std::string& name, std::vector<Index> shape) { result.emplace_back(name, std::move(shape)); };
+/// Calls visit(name, shape) for every tensor that a model of this configuration has. No list of them is made: the
+/// configuration may claim any number of layers.
+template <class Visitor>
+void for_each_llama_tensor(const LlamaConfig& c, Visitor&& visit) {
+  const auto put = [&](const std::string& name, const std::vector<Index>& shape) { visit(name, shape); };
   const auto linear = [&](const std::string& name, Index rows, Index cols, bool bias) {
     put(name + ".weight", {rows, cols});
     if (bias) put(name + ".bias", {rows});
@@ -59,7 +59,6 @@ inline std::vector<std::pair<std::string, std::vector<Index>>> llama_tensors(con
   }
   put("model.norm.weight", {c.hidden_size});
   if (!c.tie_word_embeddings) put("lm_head.weight", {c.vocab_size, c.hidden_size});
-  return result;
 }
 
 /// Throws ShapeError.
@@ -73,12 +72,12 @@ inline void check_shape(const peft::TensorRef& tensor, const std::vector<Index>&
 /// not readable, or that a model of this configuration has no place for; ShapeError.
 inline void check_tensors(const ModelSource& source) {
   std::set<std::string, std::less<>> known;
-  for (const auto& [name, shape] : llama_tensors(source.config)) {
+  for_each_llama_tensor(source.config, [&](const std::string& name, const std::vector<Index>& shape) {
     const peft::TensorRef& tensor = source.tensor(name);
     check_shape(tensor, shape);
     tensor.read_rows_f32(0, 0, nullptr);  // refuses a type that cannot be read
     known.insert(name);
-  }
+  });
   for (const auto& [name, tensor] : source.tensors) {
     if (known.count(name) == 0) {
       peft::fail<peft::FormatError>("loading {}: a {} of this configuration has no place for it", tensor.where(),
