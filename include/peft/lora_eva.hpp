@@ -59,7 +59,7 @@ class IncrementalPca {
       }
     }
     seen_ += m;
-    linalg::Svd parts = linalg::svd(MatrixView<const double>(rows.view()), components_);
+    linalg::Svd parts = linalg::svd(rows.view(), components_);
     is_converged_ = Buffer<double>::zeros(components_);
     for (Index q = 0; q < components_; ++q) {
       // The sign is free: that of the largest number is made positive, so that components can be compared.

@@ -9,6 +9,7 @@
 /// An adapter that started from PiSSA or OLoRA means something on that changed base only: on another copy of the model run
 /// this first, and load the adapter's file then with AdapterMatching::base_is_residual.
 
+#include <algorithm>
 #include <span>
 #include <string>
 #include <utility>
@@ -37,9 +38,11 @@ void start_from_weight(Lora<T>& lora, const AnyLinear<T>& base, const std::strin
     fail<ConfigError>("{}: init_lora_weights = \"{}\" gives at most rank {}, of a [{}, {}] weight; got r = {}", who, kind,
                       std::min(lora.in_features(), lora.out_features()), lora.out_features(), lora.in_features(), r);
   }
-  Matrix<A> weight(lora.out_features(), lora.in_features());
-  base.read_weight_rows(0, weight.view());
-  const MatrixView<const A> view = std::as_const(weight).view();
+  Matrix<A> stored(lora.out_features(), lora.in_features());
+  base.read_weight_rows(0, stored.view());
+  Matrix<double> weight(stored.rows(), stored.cols());
+  std::copy_n(stored.data(), stored.size(), weight.data());
+  const MatrixView<const double> view = std::as_const(weight).view();
   if (kind == "olora") {
     const linalg::Qr parts = linalg::qr(view);
     for (Index q = 0; q < r; ++q) {
@@ -70,7 +73,7 @@ void start_orthogonal(Lora<T>& lora, std::uint64_t seed, std::uint64_t stream, s
     for (double& value : result.flat()) value = static_cast<double>(random.normal());
     return result;
   };
-  const Matrix<double> q = linalg::qr(MatrixView<const double>(normal(r, r).view())).q;
+  const Matrix<double> q = linalg::qr(normal(r, r).view()).q;
   const Matrix<double> x = normal(lora.in_features(), half), y = normal(lora.out_features(), half);
   for (Index p = 0; p < r; ++p) {
     for (Index k = 0; k < lora.in_features(); ++k) {

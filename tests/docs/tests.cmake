@@ -28,7 +28,7 @@ target_link_libraries(peft_pages PRIVATE peft::peft)
 target_include_directories(peft_pages PRIVATE "${PROJECT_SOURCE_DIR}/examples")
 peft_target_defaults(peft_pages)
 target_compile_options(peft_pages PRIVATE -O0 -g0)
-target_compile_definitions(peft_pages PRIVATE PEFT_SEPARATE_KERNELS)  # is never linked
+target_compile_definitions(peft_pages PRIVATE PEFT_SEPARATE_IMPLEMENTATION)  # is never linked
 add_test(NAME pages_compile
   COMMAND "${CMAKE_COMMAND}" --build "${CMAKE_BINARY_DIR}" --target peft_pages --parallel 2)
 set_tests_properties(pages_compile PROPERTIES LABELS compile RESOURCE_LOCK build_tree TIMEOUT 1200)

@@ -20,7 +20,7 @@ set(room_method lora dora ia3 vera loha lokr adalora trained_bias trained_linear
 set(room_attach any_part named_adapter selection adapted_linear adapted_embedding adapted_norm adapter_sites
   make_adapter adapter_registry merge lora_initialization lora_eva activated_lora adalora_allocator weighted_adapter
   adapter_set adapter_composition)
-set(room_umbrella peft)
+set(room_umbrella peft implementation)
 
 # What each room may include.
 set(may_base base)

@@ -1,0 +1,5 @@
+#pragma once
+/// Everything that PEFT_SEPARATE_IMPLEMENTATION leaves to one file of the program: see peft/core/separate.hpp.
+
+#include "peft/core/linalg.hpp"
+#include "peft/kernels/kernel_table.hpp"
