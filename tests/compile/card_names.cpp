@@ -50,6 +50,14 @@ static_assert(std::is_aggregate_v<peft::LoraConfig>);
                                                     .revision = {},
                                                     .inference_mode = false};
 
+// peft::Adapter<T>, T = float unless said otherwise; made from the hidden size and a configuration, AdapterHub's by name.
+static_assert(std::is_same_v<peft::Adapter<>, peft::Adapter<float>>);
+static_assert(std::is_same_v<decltype(peft::Adapter(576, peft::AdapterConfig::seq_bn())), peft::Adapter<float>>);
+static_assert(std::is_same_v<peft::Adapter<peft::bf16>::accumulator_type, float>);
+static_assert(std::is_nothrow_move_constructible_v<peft::Adapter<>> && !std::is_copy_constructible_v<peft::Adapter<>> &&
+              !std::is_polymorphic_v<peft::Adapter<>>);
+static_assert(std::is_same_v<peft::AdapterSet<>, peft::AdapterSet<float>>);
+
 // peft::PrefixCache<T> and peft::PromptEmbedding<T>, T = float unless said otherwise; made from sizes or a configuration.
 static_assert(std::is_same_v<peft::PrefixCache<>, peft::PrefixCache<float>>);
 static_assert(std::is_same_v<decltype(peft::PrefixCache(20, 30, 3, 64)), peft::PrefixCache<float>>);
@@ -98,6 +106,10 @@ template class peft::Lora<float>;
 template class peft::Lora<peft::bf16>;
 template class peft::Lora<peft::f16>;
 template class peft::Lora<double>;
+template class peft::Adapter<float>;
+template class peft::Adapter<peft::bf16>;
+template class peft::Adapter<double>;
+template class peft::AdapterSet<peft::f16>;
 template class peft::PrefixCache<float>;
 template class peft::PrefixCache<peft::bf16>;
 template class peft::PrefixCache<double>;
