@@ -77,20 +77,12 @@ struct AdaLoraConfig {
     visit("layers_to_transform", config.layers_to_transform);
     visit("layers_pattern", config.layers_pattern);
     visit("modules_to_save", config.modules_to_save);
-    visit("task_type", config.task_type);
-    visit("base_model_name_or_path", config.base_model_name_or_path);
-    visit("revision", config.revision);
-    visit("inference_mode", config.inference_mode);
+    detail::visit_origin(config, visit);
   }
 
   /// The fields that say which modules are meant, for match_target_modules.
   LoraConfig targets() const {
-    LoraConfig result;
-    result.target_modules = target_modules;
-    result.exclude_modules = exclude_modules;
-    result.layers_to_transform = layers_to_transform;
-    result.layers_pattern = layers_pattern;
-    result.modules_to_save = modules_to_save;
+    LoraConfig result = detail::targets_of(*this);
     result.bias = bias;
     result.r = init_r;
     result.lora_alpha = lora_alpha;

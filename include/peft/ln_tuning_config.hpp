@@ -38,20 +38,11 @@ struct LnTuningConfig {
     visit("target_modules", config.target_modules);
     visit("exclude_modules", config.exclude_modules);
     visit("modules_to_save", config.modules_to_save);
-    visit("task_type", config.task_type);
-    visit("base_model_name_or_path", config.base_model_name_or_path);
-    visit("revision", config.revision);
-    visit("inference_mode", config.inference_mode);
+    detail::visit_origin(config, visit);
   }
 
   /// The fields that say which modules are meant, for match_target_modules.
-  LoraConfig targets() const {
-    LoraConfig result;
-    result.target_modules = target_modules;
-    result.exclude_modules = exclude_modules;
-    result.modules_to_save = modules_to_save;
-    return result;
-  }
+  LoraConfig targets() const { return detail::targets_of(*this); }
 
   /// Throws ConfigError, naming the field, where one is out of range or contradicts another.
   void validate() const {

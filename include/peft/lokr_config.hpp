@@ -69,23 +69,13 @@ struct LokrConfig {
     visit("rank_pattern", config.rank_pattern);
     visit("alpha_pattern", config.alpha_pattern);
     visit("modules_to_save", config.modules_to_save);
-    visit("task_type", config.task_type);
-    visit("base_model_name_or_path", config.base_model_name_or_path);
-    visit("revision", config.revision);
-    visit("inference_mode", config.inference_mode);
+    detail::visit_origin(config, visit);
   }
 
   /// The fields that say which modules are meant, for match_target_modules.
   LoraConfig targets() const {
-    LoraConfig result;
+    LoraConfig result = detail::targets_of(*this);
     result.r = r;
-    result.target_modules = target_modules;
-    result.exclude_modules = exclude_modules;
-    result.layers_to_transform = layers_to_transform;
-    result.layers_pattern = layers_pattern;
-    result.rank_pattern = rank_pattern;
-    result.alpha_pattern = alpha_pattern;
-    result.modules_to_save = modules_to_save;
     result.lora_alpha = alpha;
     return result;
   }
@@ -93,14 +83,7 @@ struct LokrConfig {
   /// Throws ConfigError, naming the field, where one is out of range or contradicts another.
   void validate() const {
     detail::validate_targets(targets(), kName);
-    if (rank_dropout != 0.0) {
-      fail<ConfigError>("{}: rank_dropout is {}; dropping whole rows or modules at random is not supported, expected 0", kName,
-                        rank_dropout);
-    }
-    if (module_dropout != 0.0) {
-      fail<ConfigError>("{}: module_dropout is {}; dropping whole rows or modules at random is not supported, expected 0", kName,
-                        module_dropout);
-    }
+    detail::refuse_structured_dropout(kName, rank_dropout, module_dropout);
     if (decompose_factor == 0 || decompose_factor < -1) {
       fail<ConfigError>("{}: decompose_factor is {}; expected at least 1, or -1", kName, decompose_factor);
     }

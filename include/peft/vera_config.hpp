@@ -58,19 +58,12 @@ struct VeraConfig {
     visit("init_weights", config.init_weights);
     visit("layers_to_transform", config.layers_to_transform);
     visit("layers_pattern", config.layers_pattern);
-    visit("task_type", config.task_type);
-    visit("base_model_name_or_path", config.base_model_name_or_path);
-    visit("revision", config.revision);
-    visit("inference_mode", config.inference_mode);
+    detail::visit_origin(config, visit);
   }
 
   /// The fields that say which modules are meant, for match_target_modules.
   LoraConfig targets() const {
-    LoraConfig result;
-    result.target_modules = target_modules;
-    result.modules_to_save = modules_to_save;
-    result.layers_to_transform = layers_to_transform;
-    result.layers_pattern = layers_pattern;
+    LoraConfig result = detail::targets_of(*this);
     result.r = r;
     result.bias = bias == "vera_only" ? "lora_only" : bias;
     return result;
