@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -12,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "cli/adapter_kind.hpp"
 #include "cli/session.hpp"
 #include "hosts/tensor_names.hpp"
 #include "hosts/weight_reader.hpp"
@@ -24,11 +26,29 @@ namespace peft_examples {
 
 class MergedModel {
  public:
-  /// Sums are f32, whatever is written. Throws IoError, FormatError, ConfigError, ShapeError.
+  /// Sums are f32, whatever is written. Throws IoError, FormatError, ConfigError (a method that is not in the weights of
+  /// linear layers, by name), ShapeError.
   MergedModel(const ModelSource& source, const std::string& adapter) : model_(load_llama<float>(source)), sites_(model_.sites()) {
-    peft::load_adapter(registry_, adapter, "default", std::span<AdaptedLinear<float>* const>(sites_));
-    registry_.set_adapter("default");
-    model_.select(registry_.selection());
+    if (adapter_kind(adapter) != AdapterKind::kParts) {
+      peft::fail<peft::ConfigError>("peft merge: adapter {} is {}, which has no place in the model's weights; run it with --adapter",
+                                    adapter, name_of_kind(adapter_kind(adapter)));
+    }
+    load_method(adapter, model_, registry_);
+    const auto& active = model_.selection().active().front();
+    active.adapter->for_each_part([&](const std::string& module, peft::AnyPart<float>& part) {
+      if (part.update() != nullptr || part.get_if<peft::VeraProjectionPart<float>>() != nullptr) return;
+      peft::fail<peft::ConfigError>("peft merge: adapter {} changes {}, which is no linear layer; expected linear layers only: run "
+                                    "it with --adapter",
+                                    adapter, module);
+    });
+    for (const AdaptedLinear<float>* site : sites_) {
+      if (!site->is_adapted(model_.selection()) || site->merge_change(model_.selection()).bias.empty()) continue;
+      changed_biases_.push_back(site);
+      if (!LlamaLayer<float>::bias_of(*site).empty()) continue;
+      peft::fail<peft::ConfigError>("peft merge: adapter {} gives {} a bias, and the model's files have no place for one: run it "
+                                    "with --adapter",
+                                    adapter, site->name());
+    }
   }
 
   const LlamaConfig& config() const noexcept { return model_.config(); }
@@ -60,10 +80,19 @@ class MergedModel {
       vector(path + "self_attn.k_norm.weight", layer.k_norm.view());
       for (const AdaptedLinear<float>* site : layer.linears()) {
         result.push_back({site->name() + ".weight", type, {site->out_features(), site->in_features()}, [this, type, site] {
-                            merged_ = peft::merged_weight(*site, model_.selection());
+                            merged_ = has_changed_bias(site) ? peft::merged_layer(*site, model_.selection()).weight
+                                                             : peft::merged_weight(*site, model_.selection());
                             return stored(std::as_const(merged_).flat(), type);
                           }});
-        vector(site->name() + ".bias", LlamaLayer<float>::bias_of(*site));
+        const std::string bias = site->name() + ".bias";
+        if (!has_changed_bias(site)) {
+          vector(bias, LlamaLayer<float>::bias_of(*site));
+        } else {
+          result.push_back({bias, type, {site->out_features()}, [this, type, site] {
+                              merged_bias_ = peft::merged_layer(*site, model_.selection()).bias;
+                              return stored(std::as_const(merged_bias_).view(), type);
+                            }});
+        }
       }
     }
     vector("model.norm.weight", model_.final_norm());
@@ -95,6 +124,12 @@ class MergedModel {
   }
 
  private:
+  static const char* name_of_kind(AdapterKind kind) noexcept {
+    return kind == AdapterKind::kPrefix ? "a prefix" : kind == AdapterKind::kPrompt ? "a prompt" : "a bottleneck adapter";
+  }
+  bool has_changed_bias(const AdaptedLinear<float>* site) const {
+    return std::find(changed_biases_.begin(), changed_biases_.end(), site) != changed_biases_.end();
+  }
   void add_rope_factors(std::vector<peft::DeferredTensor>& tensors) {
     const RopeScaling& scaling = config().rope_scaling;
     if (scaling.type == RopeScaling::Type::kFactors) rope_factors_ = scaling.frequency_factors;
@@ -131,8 +166,10 @@ class MergedModel {
   Llama<float> model_;
   std::vector<AdaptedLinear<float>*> sites_;
   peft::AdapterRegistry<float> registry_;
+  std::vector<const AdaptedLinear<float>*> changed_biases_;
   // Of the tensor whose turn it is.
   Matrix<float> merged_, permuted_;
+  peft::Buffer<float> merged_bias_;
   peft::Buffer<std::uint16_t> narrow_;
   std::vector<float> rope_factors_;
 };
