@@ -74,10 +74,10 @@ class MergedModel {
     for (Index i = 0; i < config().num_hidden_layers; ++i) {
       const auto& layer = model_.layer(i);
       const std::string path = fmt::format("model.layers.{}.", i);
-      vector(path + "input_layernorm.weight", layer.input_norm.view());
-      vector(path + "post_attention_layernorm.weight", layer.post_norm.view());
-      vector(path + "self_attn.q_norm.weight", layer.q_norm.view());
-      vector(path + "self_attn.k_norm.weight", layer.k_norm.view());
+      vector(path + "input_layernorm.weight", layer.input_norm.weight());
+      vector(path + "post_attention_layernorm.weight", layer.post_norm.weight());
+      vector(path + "self_attn.q_norm.weight", layer.q_norm.weight());
+      vector(path + "self_attn.k_norm.weight", layer.k_norm.weight());
       for (const AdaptedLinear<float>* site : layer.linears()) {
         result.push_back({site->name() + ".weight", type, {site->out_features(), site->in_features()}, [this, type, site] {
                             merged_ = has_changed_bias(site) ? peft::merged_layer(*site, model_.selection()).weight

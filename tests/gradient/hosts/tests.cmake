@@ -1,0 +1,1 @@
+peft_add_test(gradient_hosts ${CMAKE_CURRENT_LIST_DIR}/llama_gradient_test.cpp LABELS unit gradient)
