@@ -12,6 +12,7 @@
 #include "peft/checkpoint/adapter_config_json.hpp"
 #include "peft/lora_initialization.hpp"
 #include "peft/pipeline/adalora_training.hpp"
+#include "peft/pipeline/adapterhub_loader.hpp"
 #include "peft/pipeline/prompt_learning_loader.hpp"
 #include "peft/pipeline/registry_loader.hpp"
 
@@ -33,8 +34,7 @@ void check_context(const Llama<T>& model) {
 
 template <Scalar T>
 StartedMethod<T> start(const peft::AnyConfig& config, Llama<T>& model, peft::AdapterRegistry<T>& registry, std::uint64_t seed) {
-  std::vector<AdaptedLinear<T>*> linears = model.sites();
-  const peft::AdapterSites<T> sites{std::span<AdaptedLinear<T>* const>(linears)};
+  const peft::AdapterSites<T> sites = model.adapter_sites();
   std::shared_ptr<peft::NamedAdapter<T>> adapter;
   const auto add = [&]<class Config>() {
     if (const Config* own = config.get_if<Config>()) adapter = registry.add_adapter(kName, *own, sites, seed);
@@ -96,6 +96,27 @@ StartedMethod<T> start(const MethodChoice&, const peft::PromptEncoderConfig& con
   return {std::move(prompt)};
 }
 
+/// The model as AdapterHub's files name it. Throws ConfigError for one whose layout they do not have.
+template <Scalar T>
+peft::AdapterHubInfo hub_info(const Llama<T>& model, const std::string& base) {
+  const std::string& type = model.config().model_type;
+  if (!peft::adapter_layout_of(type)) {
+    peft::fail<peft::ConfigError>("bottleneck adapters: AdapterHub's files have no place for the layers of a {}; expected a model "
+                                  "of type llama or mistral",
+                                  type);
+  }
+  return {kName, type, type == "mistral" ? "MistralForCausalLM" : "LlamaForCausalLM", base, model.config().hidden_size};
+}
+
+template <Scalar T>
+StartedMethod<T> start(const MethodChoice& choice, const peft::AdapterConfig& config, Llama<T>& model, std::uint64_t seed) {
+  peft::AdapterHubInfo info = hub_info(model, choice.base_model);
+  auto adapters = std::make_shared<peft::AdapterSet<T>>(kName, peft::AdapterLayout::kLlama, config, model.config().hidden_size,
+                                                        model.config().num_hidden_layers, seed);
+  model.set_adapters(adapters);
+  return {peft::SavedAdapter<T>(std::move(adapters), std::move(info))};
+}
+
 }  // namespace
 
 template <Scalar T>
@@ -108,7 +129,7 @@ StartedMethod<T> start_method(const MethodChoice& choice, const BpeTokenizer& to
     check_context(model);
     return started;
   }
-  peft::fail<peft::ConfigError>("--method {}: this program's Llama has no bottleneck adapters", choice.name);
+  return start(choice, std::get<peft::AdapterConfig>(choice.config), model, seed);
 }
 
 template <Scalar T>
@@ -121,13 +142,11 @@ void load_method(const fs::path& folder, Llama<T>& model, peft::AdapterRegistry<
       model.set_prompt(peft::load_prompt_embedding<T>(folder));
       return check_context(model);
     case AdapterKind::kBottleneck:
-      peft::fail<peft::ConfigError>("adapter {}: it is a bottleneck adapter of AdapterHub, which this program does not run",
-                                    folder.string());
+      return model.set_adapters(peft::load_adapterhub<T>(folder, model.config().num_hidden_layers));
     case AdapterKind::kParts:
       break;
   }
-  const std::vector<AdaptedLinear<T>*> linears = model.sites();
-  const auto adapter = peft::load_adapter<T>(registry, folder, kName, std::span<AdaptedLinear<T>* const>(linears));
+  const auto adapter = peft::load_adapter<T>(registry, folder, kName, model.adapter_sites());
   if (const auto* lora = adapter->template config_as<peft::LoraConfig>(); lora != nullptr && !lora->alora_invocation_tokens.empty()) {
     peft::fail<peft::ConfigError>("adapter {}: alora_invocation_tokens is set; this program does not run aLoRA", folder.string());
   }

@@ -326,6 +326,7 @@ void MethodOptions::check() const {
 MethodChoice MethodOptions::choose(const std::string& model, Index total_steps) const {
   MethodChoice choice = config_.empty() ? from_options(model, total_steps) : from_file(total_steps);
   choice.learning_rate = method_named(choice.name).learning_rate;
+  choice.base_model = base_name(model);
   if (auto* tokens = std::get_if<peft::PromptLearningConfig>(&choice.config)) {
     std::visit([&](auto& config) { complete(config, model); }, *tokens);
   } else if (auto* parts = std::get_if<peft::AnyConfig>(&choice.config)) {

@@ -26,10 +26,11 @@ struct MethodChoice {
   /// Of virtual tokens, of parts at the model's modules (LoRA's family and its like), or of bottlenecks.
   using Config = std::variant<peft::PromptLearningConfig, peft::AnyConfig, peft::AdapterConfig>;
 
-  std::string name;                ///< "lora", "prefix", …
+  std::string name;              ///< "lora", "prefix", …
   Config config;
-  std::string prefix_init_text;    ///< of a prefix; empty: a random start
-  double learning_rate = 0;        ///< what the method wants where nobody says another
+  std::string base_model;        ///< its name
+  std::string prefix_init_text;  ///< of a prefix; empty: a random start
+  double learning_rate = 0;      ///< what the method wants where nobody says another
   double loraplus_lr_ratio = 0;
 
   /// Whether what is trained stands for the base's own parameters, and does not add to them: full fine-tuning and BitFit.

@@ -1,12 +1,14 @@
 #pragma once
-/// What a run trains and saves, whatever the method: an adapter of parts, a prefix or a prompt.
+/// What a run trains and saves, whatever the method: an adapter of parts, a prefix, a prompt, or bottleneck adapters.
 
 #include <memory>
 #include <string>
 #include <utility>
 #include <variant>
 
+#include "peft/adapter_set.hpp"
 #include "peft/checkpoint/adapter_config_json.hpp"
+#include "peft/checkpoint/adapterhub_directory.hpp"
 #include "peft/checkpoint/peft_directory.hpp"
 #include "peft/checkpoint/prompt_learning_directory.hpp"
 #include "peft/io/atomic_directory.hpp"
@@ -67,6 +69,25 @@ Index saved_parameter_count(Method& method) {
   return count;
 }
 
+/// Bottleneck adapters with the model that they are of, which is in their files.
+template <Scalar T>
+struct HubAdapters {
+  std::shared_ptr<AdapterSet<T>> set;
+  AdapterHubInfo info;
+};
+template <Scalar T>
+Json saved_config(HubAdapters<T>& adapters) {
+  return hub_config_json(adapters.info, bottleneck_config_to_json(adapters.set->config()));
+}
+template <Scalar T>
+void write_saved(AtomicDirectory& files, HubAdapters<T>& adapters) {
+  write_adapterhub_adapter(files, adapters.set->config(), adapters.info, adapterhub_tensors(*adapters.set));
+}
+template <Scalar T>
+Index saved_parameter_count(HubAdapters<T>& adapters) {
+  return adapters.set->parameter_count();
+}
+
 }  // namespace detail
 
 /// Shares what it holds with whoever trains it.
@@ -80,12 +101,19 @@ class SavedAdapter {
   SavedAdapter(std::shared_ptr<Method> method)  // NOLINT(google-explicit-constructor): an adapter is one
       : held_(std::move(method)) {}
 
+  /// Bottleneck adapters of a model that `info` names; hidden_size and the adapter's name are taken from them.
+  SavedAdapter(std::shared_ptr<AdapterSet<T>> adapters, AdapterHubInfo info) {
+    info.name = adapters->name();
+    info.hidden_size = adapters->hidden_size();
+    held_ = std::make_shared<detail::HubAdapters<T>>(detail::HubAdapters<T>{std::move(adapters), std::move(info)});
+  }
+
   /// The configuration as adapter_config.json says it, for a training: inference_mode says how a file was saved only.
   std::string config_text() const {
     return std::visit([](const auto& method) { return detail::saved_config(*method).dump(); }, held_);
   }
-  /// Writes the adapter's files into a set that the caller commits. Throws as write_peft_adapter and
-  /// write_prompt_learning.
+  /// Writes the adapter's files into a set that the caller commits. Throws as write_peft_adapter, write_prompt_learning
+  /// and write_adapterhub_adapter.
   void write(AtomicDirectory& set) const {
     std::visit([&set](const auto& method) { detail::write_saved(set, *method); }, held_);
   }
@@ -95,7 +123,9 @@ class SavedAdapter {
   }
 
  private:
-  std::variant<std::shared_ptr<NamedAdapter<T>>, std::shared_ptr<PrefixCache<T>>, std::shared_ptr<PromptEmbedding<T>>> held_;
+  std::variant<std::shared_ptr<NamedAdapter<T>>, std::shared_ptr<PrefixCache<T>>, std::shared_ptr<PromptEmbedding<T>>,
+               std::shared_ptr<detail::HubAdapters<T>>>
+      held_;
 };
 
 PEFT_END_NAMESPACE

@@ -1,7 +1,7 @@
 #pragma once
 /// Connects a trainer with the files of a run. In the run's folder:
 ///   adapter_config.json, adapter_model.safetensors   the adapter that training leaves, once it is complete; a prefix and a
-///                       prompt likewise
+///                       prompt likewise (AdapterHub's adapters: adapter.safetensors)
 ///   checkpoint-last/    the adapter and train_state.safetensors: with this a run is resumed, bit for bit
 ///   checkpoint-best/    the adapter with the lowest validation loss
 ///   metrics.jsonl       a line per step and per evaluation, as they happen
@@ -160,7 +160,7 @@ class TrainerCheckpointing {
   void remove_best() {
     AtomicDirectory::restore(folder_.path / kBest);
     std::error_code ignored;
-    for (const std::string_view name : {detail::kAdapterConfig, detail::kAdapterModel}) {
+    for (const std::string_view name : {detail::kAdapterConfig, detail::kAdapterModel, detail::kHubAdapter.weights}) {
       std::filesystem::remove(folder_.path / kBest / name, ignored);
     }
     std::filesystem::remove(folder_.path / kBest, ignored);  // where it is empty

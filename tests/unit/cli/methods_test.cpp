@@ -8,6 +8,7 @@
 #include "peft/checkpoint/peft_directory.hpp"
 #include "peft/checkpoint/prompt_learning_directory.hpp"
 #include "support/catch.hpp"
+#include "support/model_folder.hpp"
 #include "unit/cli/program.hpp"
 
 using namespace cli_test;
@@ -65,6 +66,12 @@ const std::vector<Case> kCases{
     {"prompt", {"--num-virtual-tokens", "4", "--lr", "0.1"}, "PROMPT_TUNING", 4 * 32},
     {"p-tuning", {"--num-virtual-tokens", "4", "--encoder-hidden-size", "8", "--lr", "0.05"}, "P_TUNING",
      4 * 32 + 32 * 8 + 8 + 8 * 8 + 8 + 8 * 32 + 32},
+    {"ln-tuning", {"--lr", "0.1"}, "LN_TUNING", (2 * 2 + 1) * 32},
+    // The embedding of 261 tokens, which is the head too; norms; q, k, v, o, gate, up, down.
+    {"full", {"--lr", "0.01"}, "FULL", 261 * 32 + 5 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)},
+    {"adapter", {"--reduction-factor", "8", "--lr", "0.05"}, "", 2 * (32 * 4 + 4 + 4 * 32 + 32)},
+    {"houlsby", {"--reduction-factor", "8", "--lr", "0.05"}, "", 4 * (32 * 4 + 4 + 4 * 32 + 32)},
+    {"parallel", {"--reduction-factor", "8", "--lr", "0.05"}, "", 2 * (32 * 4 + 4 + 4 * 32 + 32)},
 };
 
 }  // namespace
@@ -79,13 +86,23 @@ TEST_CASE("every method: trains, evaluates to the same loss, answers, and its fo
     CHECK(json["steps"] == 12);
     if (one.trainable > 0) CHECK(json["trainable"] == one.trainable);
     CHECK(json["val_loss_after"].get<double>() < json["val_loss_before"].get<double>() - 0.02);
-    CHECK(json["bytes"] == fs::file_size(place.folder / (one.method + "/adapter_model.safetensors")));
+    const bool of_hub = one.peft_type.empty();
+    CHECK(json["bytes"] == fs::file_size(place.folder / (one.method + (of_hub ? "/adapter.safetensors" : "/adapter_model.safetensors"))));
 
     const nlohmann::json config = nlohmann::json::parse(read_file(place.folder / (one.method + "/adapter_config.json")));
-    CHECK(config["peft_type"] == one.peft_type);
-    CHECK(config["task_type"] == "CAUSAL_LM");
-    CHECK(config["base_model_name_or_path"] == "tiny.gguf");
-    CHECK(config["inference_mode"] == true);
+    if (of_hub) {
+      CHECK(config["model_type"] == "llama");
+      CHECK(config["model_class"] == "LlamaForCausalLM");
+      CHECK(config["model_name"] == "tiny.gguf");
+      CHECK(config["config"]["mh_adapter"] == (one.method == "houlsby"));
+      CHECK(config["config"]["is_parallel"] == (one.method == "parallel"));
+      CHECK(config["config"]["reduction_factor"] == 8);
+    } else {
+      CHECK(config["peft_type"] == one.peft_type);
+      CHECK(config["task_type"] == "CAUSAL_LM");
+      CHECK(config["base_model_name_or_path"] == "tiny.gguf");
+      CHECK(config["inference_mode"] == true);
+    }
 
     const Outcome eval = place.eval(one.method);
     INFO(eval.err);
@@ -100,11 +117,12 @@ TEST_CASE("every method: trains, evaluates to the same loss, answers, and its fo
     const Outcome inspect = run(place.folder, {"inspect", place.folder / one.method, "--json"});
     INFO(inspect.out);
     CHECK(inspect.status == 0);
-    CHECK(inspect.json()["kind"] == "PEFT adapter");
-    CHECK(inspect.json()["config"]["peft_type"] == one.peft_type);
+    CHECK(inspect.json()["kind"] == (of_hub ? "AdapterHub adapter" : "PEFT adapter"));
+    if (!of_hub) CHECK(inspect.json()["config"]["peft_type"] == one.peft_type);
     CHECK(inspect.json()["parameters"].get<Index>() > 0);
     const Outcome of_config = run(place.folder, {"inspect", place.folder / (one.method + "/adapter_config.json"), "--json"});
-    CHECK(of_config.json()["config"]["peft_type"] == one.peft_type);
+    CHECK(of_config.json()["kind"] == "adapter configuration");
+    CHECK(of_config.json()["config"] == inspect.json()["config"]);
   }
 }
 
@@ -117,7 +135,8 @@ TEST_CASE("every kind of method: stopped and resumed, it ends where an uninterru
        {"--method", "p-tuning", "--num-virtual-tokens", "3", "--encoder-reparameterization-type", "LSTM", "--encoder-hidden-size",
         "8", "--encoder-dropout", "0.1"}},
       {"adalora", {"--method", "adalora", "--init-r", "4", "--target-r", "2", "--tinit", "2", "--deltaT", "3", "--tfinal", "5"}},
-      {"vera", {"--method", "vera", "--r", "4", "--vera-dropout", "0.1"}},
+      {"vera", {"--method", "vera", "--r", "4", "--vera-dropout", "0.1", "--modules-to-save", "norm,embed_tokens"}},
+      {"houlsby", {"--method", "houlsby", "--reduction-factor", "8", "--dropout", "0.1"}},
   };
   for (const auto& [name, options] : cases) {
     INFO(name);
@@ -137,7 +156,8 @@ TEST_CASE("every kind of method: stopped and resumed, it ends where an uninterru
     INFO(resumed.err);
     REQUIRE(resumed.status == 0);
     CHECK(resumed.json()["steps"] == 120);
-    CHECK(place.adapter_bytes(part) == place.adapter_bytes(name));
+    const std::string weights = name == "houlsby" ? "/adapter.safetensors" : "/adapter_model.safetensors";
+    CHECK(read_file(place.folder / (part + weights)) == read_file(place.folder / (name + weights)));
     CHECK(read_file(place.folder / (part + "/adapter_config.json")) == read_file(place.folder / (name + "/adapter_config.json")));
   }
 }
@@ -213,6 +233,8 @@ TEST_CASE("options and configurations of another method are refused by name") {
   refuse({"--method", "prefix", "--init-weights", "ones"}, 1, {"init_weights", "ones"});
   refuse({"--method", "vera", "--d-initial", "x"}, 1, {"--d-initial is \"x\""});
   refuse({"--method", "adalora", "--tfinal", "12"}, 1, {"tfinal 12"});
+  refuse({"--method", "bitfit"}, 1, {"no parameter of that kind"});
+  refuse({"--method", "parallel", "--non-linearity", "mish"}, 1, {"non_linearity", "mish"});
   refuse({"--init-lora-weights", "pissa"}, 1, {"init_lora_weights is \"pissa\""});
   refuse({"--method", "prefix", "--prefix-projection", "--prefix-init-text", "a"}, 1, {"prefix_projection"});
 
@@ -231,16 +253,19 @@ TEST_CASE("options and configurations of another method are refused by name") {
 
 TEST_CASE("merge: what is in the weights of linear layers; another method is refused by name") {
   const Methods place;
-  for (const auto& [method, kind] : {std::pair<std::string, std::string>{"prefix", "a prefix"}, {"prompt", "a prompt"}}) {
+  for (const auto& [method, kind] : {std::pair<std::string, std::string>{"prefix", "a prefix"}, {"prompt", "a prompt"}, {"adapter", "a bottleneck adapter"}}) {
     place.trained(method, {"--method", method, "--max-steps", "1"});
     const Outcome outcome = run(place.folder, {"merge", "--model", place.model, "--adapter", place.folder / method, "--out", place.folder / "merged.gguf"});
     CHECK(outcome.status == 1);
     CHECK(has(outcome.err, "is " + kind));
     CHECK_FALSE(fs::exists(place.folder / "merged.gguf"));
   }
-  for (const std::string method : {"ia3", "vera", "dora", "adalora"}) {
+  const std::vector<std::pair<std::string, Arguments>> merged{
+      {"ia3", {}}, {"adalora", {}}, {"dora", {"--modules-to-save", "norm,embed_tokens"}}, {"ln-tuning", {}}, {"full", {}},
+      {"lora", {"--trainable-token-indices", "45,49"}}};
+  for (const auto& [method, more] : merged) {
     INFO(method);
-    const double loss = place.trained(method, {"--method", method, "--lr", "0.05"}).json()["val_loss_after"];
+    const double loss = place.trained(method, joined({"--method", method, "--lr", "0.05"}, more)).json()["val_loss_after"];
     const std::string out = place.folder / (method + ".gguf");
     const Outcome outcome = run(place.folder, {"merge", "--model", place.model, "--adapter", place.folder / method, "--out", out});
     INFO(outcome.err);
@@ -249,4 +274,35 @@ TEST_CASE("merge: what is in the weights of linear layers; another method is ref
     REQUIRE(eval.status == 0);
     CHECK(eval.json()["loss"].get<double>() == Approx(loss).epsilon(1e-5));
   }
+}
+
+TEST_CASE("a model with biases: BitFit trains them, merging writes them; AdapterHub has no layout for it") {
+  const Methods place;
+  const std::string model = peft_test::model_folder(place.folder, "qwen2");
+  const auto on_qwen2 = [&](const std::string& name, const Arguments& more) {
+    return run(place.folder, joined(place.training(name, {"--model", model, "--template", "plain", "--lr", "0.05"}), more));
+  };
+  const std::vector<std::pair<std::string, Arguments>> cases{{"bitfit", {}}, {"ia3", {}}, {"lora", {"--bias", "all", "--target-modules", "q_proj"}}};
+  for (const auto& [method, more] : cases) {
+    INFO(method);
+    const Outcome trained = on_qwen2(method, joined({"--method", method}, more));
+    INFO(trained.err);
+    REQUIRE(trained.status == 0);
+    const nlohmann::json json = trained.json();
+    CHECK(json["val_loss_after"].get<double>() < json["val_loss_before"].get<double>());
+    const std::string out = place.folder / (method + "-merged");
+    const Outcome outcome = run(place.folder, {"merge", "--model", model, "--adapter", place.folder / method, "--out", out});
+    INFO(outcome.err);
+    REQUIRE(outcome.status == 0);
+    const Outcome eval = run(place.folder, {"eval", "--model", out, "--data", place.val, "--template", "plain", "--metrics", "loss", "--json"});
+    CHECK(eval.json()["loss"].get<double>() == Approx(json["val_loss_after"].get<double>()).epsilon(1e-5));
+  }
+  const Outcome adapter = on_qwen2("adapter", {"--method", "adapter"});
+  CHECK(adapter.status == 1);
+  CHECK(has(adapter.err, "qwen2"));
+  const Outcome bias = on_qwen2("bias", {"--method", "lora", "--lora-bias", "--target-modules", "o_proj"});
+  REQUIRE(bias.status == 0);
+  const Outcome refused = run(place.folder, {"merge", "--model", model, "--adapter", place.folder / "bias", "--out", place.folder / "no"});
+  CHECK(refused.status == 1);
+  CHECK(has(refused.err, "o_proj a bias"));
 }

@@ -116,7 +116,7 @@ TEST_CASE("a hook's memory is part of the state: stopped anywhere, the run ends 
       if (file) trainer.restore(file->view());
       const TrainerStatus status = trainer.run(&stop).status;
       file.emplace(trainer.state());
-      if (status != TrainerStatus::kInterrupted) return *file;
+      if (status != TrainerStatus::kInterrupted) return std::move(*file);
     }
   };
   const SavedState<float> whole = run(1 << 30);
