@@ -31,6 +31,7 @@ using Arguments = std::vector<std::string>;
 struct CompareOptions {
   std::string data, val, test, general, out;
   std::vector<std::string> methods{"lora", "adapter", "prefix", "prompt"};
+  std::vector<std::string> method_options;  ///< "prefix:--num-virtual-tokens=8"
   bool json = false;
   /// What every training, and every measurement, is told as it was given here: name and value.
   std::vector<std::pair<std::string, std::string>> of_train{}, of_eval{};
@@ -90,6 +91,9 @@ class Comparison {
     Arguments arguments{"train", "--model", model_, "--data", options_.data, "--val", options_.val, "--out", folder.string(),
                         "--method", one.method, "--json"};
     pass(options_.of_train, arguments);
+    for (const std::string& option : options_.method_options) {
+      if (option.starts_with(one.method + ":")) arguments.push_back(option.substr(one.method.size() + 1));
+    }
     const std::optional<nlohmann::json> result = run(one.method + ": training", one, arguments);
     if (!result) return !stop_.came();
     one.trainable = result->at("trainable").get<Index>();
@@ -189,6 +193,9 @@ void add_compare_command(CLI::App& app, Run& run) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->check(CLI::IsMember(method_names()))
       ->default_str("lora,adapter,prefix,prompt");
+  command.add_option("--method-option", o.method_options,
+                     "of one method's training, as prefix:--num-virtual-tokens=8 or lora:--lr=1e-3; may be given often")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command.add_option("--out", o.out, "folder for a run per method, compare.md, compare.json and compare.svg")->required();
   for (const PassedOption& passed : kPassed) {
     command.add_option_function<std::string>(
@@ -205,6 +212,13 @@ void add_compare_command(CLI::App& app, Run& run) {
       const auto& all = options->methods;
       if (std::find(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(i), all[i]) != all.begin() + static_cast<std::ptrdiff_t>(i)) {
         throw CLI::ValidationError("--methods", all[i] + " stands there twice");
+      }
+    }
+    for (const std::string& option : options->method_options) {
+      const std::string method = option.substr(0, option.find(':'));
+      const bool is_known = std::find(options->methods.begin(), options->methods.end(), method) != options->methods.end();
+      if (!is_known || !option.substr(method.size()).starts_with(":--")) {
+        throw CLI::ValidationError("--method-option", option + " is none; expected METHOD:--OPTION=VALUE with a method of --methods");
       }
     }
     run = [options, model] { return Comparison(*options, *model)(); };

@@ -40,10 +40,16 @@ class MergedModel {
       peft::fail<peft::ConfigError>("peft merge: adapter {} {}, for which the model's files have no place; run it with --adapter",
                                     adapter, what);
     };
+    const AdaptedLinear<float>* tied_head = model_.adapter_sites().tied_head;
+    if (tied_head != nullptr && embedding().is_adapted(model_.selection()) && !tied_head->is_adapted(model_.selection())) {
+      refuse("changes " + embedding().name() + " apart from " + tied_head->name() + ", which is the same matrix");
+    }
     for (const AdaptedLinear<float>* site : sites_) {
       if (!site->is_adapted(model_.selection())) continue;
-      const bool is_embedding = site == model_.adapter_sites().tied_head;
-      if (is_embedding && !follows_embedding(site->module())) refuse("changes " + site->name() + " apart from the embedding");
+      const bool is_embedding = site == tied_head;
+      if (is_embedding && !follows_embedding(site->module())) {
+        refuse("changes " + site->name() + " apart from " + embedding().name() + ", which is the same matrix");
+      }
       if (is_embedding || site->merge_change(model_.selection()).bias.empty()) continue;
       changed_biases_.push_back(site);
       if (site->base().read_bias().empty()) refuse("gives " + site->name() + " a bias");

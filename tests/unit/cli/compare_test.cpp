@@ -8,6 +8,7 @@
 #include "unit/cli/program.hpp"
 
 using namespace cli_test;
+using peft_examples::compare_svg;
 using peft_examples::ComparedMethod;
 namespace fs = std::filesystem;
 
@@ -25,7 +26,9 @@ std::vector<std::string> comparison(const Workplace& place, const std::string& m
 
 TEST_CASE("compare: two methods beside the model as it is; numbers are those of train and eval") {
   const Workplace place;
-  const Outcome outcome = run(place.folder, comparison(place, "lora,prefix", "out"));
+  auto arguments = comparison(place, "lora,prefix", "out");
+  arguments.insert(arguments.end(), {"--method-option", "prefix:--num-virtual-tokens=10", "--method-option", "prefix:--lr=0.02"});
+  const Outcome outcome = run(place.folder, arguments);
   INFO(outcome.err);
   REQUIRE(outcome.status == 0);
   const nlohmann::json table = outcome.json();
@@ -36,8 +39,9 @@ TEST_CASE("compare: two methods beside the model as it is; numbers are those of 
   CHECK(base["val_loss"].is_number());
   CHECK(lora["method"] == "lora");
   CHECK(lora["trainable"] == 2 * 8 * (64 + 48));
-  CHECK(prefix["trainable"] == 20 * 2 * 2 * 16);
-  CHECK(prefix["learning_rate"] == 0.01);
+  CHECK(prefix["trainable"] == 10 * 2 * 2 * 16);
+  CHECK(lora["learning_rate"] == 3e-4);
+  CHECK(prefix["learning_rate"] == 0.02);
   for (const nlohmann::json& one : {lora, prefix}) {
     CHECK(one["steps"] == 4);
     CHECK(one["tok_s"].get<double>() > 0);
@@ -52,7 +56,7 @@ TEST_CASE("compare: two methods beside the model as it is; numbers are those of 
     CHECK(eval["loss"] == one["test_loss"]);
     CHECK(eval["loss"] == one["val_loss"]);
   }
-  CHECK(has(outcome.out, "| prefix | 0.01 | 1,280 |"));
+  CHECK(has(outcome.out, "| prefix | 0.02 | 640 |"));
   CHECK(nlohmann::json::parse(read_file(place.folder / "out/compare.json")) == table);
   CHECK(has(outcome.out, read_file(place.folder / "out/compare.md")));
   CHECK(has(read_file(place.folder / "out/compare.svg"), "training speed"));
@@ -81,6 +85,9 @@ TEST_CASE("compare: a method that fails is in the table by its error, the others
   CHECK(run(place.folder, comparison(place, "lora,lora", "twice")).status == 2);
   CHECK(run(place.folder, comparison(place, "lore", "unknown")).status == 2);
   CHECK_FALSE(fs::exists(place.folder / "twice"));
+  auto wrong = comparison(place, "lora", "option");
+  wrong.insert(wrong.end(), {"--method-option", "prefix:--lr=1"});
+  CHECK(run(place.folder, wrong).status == 2);
 }
 
 TEST_CASE("compare: Ctrl-C ends the training under way, which is saved, and the comparison") {

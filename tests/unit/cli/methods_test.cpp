@@ -260,8 +260,14 @@ TEST_CASE("merge: what is in the weights of linear layers; another method is ref
     CHECK(has(outcome.err, "is " + kind));
     CHECK_FALSE(fs::exists(place.folder / "merged.gguf"));
   }
+  for (const std::string module : {"embed_tokens", "lm_head"}) {  // one matrix in the file
+    place.trained(module, {"--modules-to-save", module, "--max-steps", "1"});
+    const Outcome outcome = run(place.folder, {"merge", "--model", place.model, "--adapter", place.folder / module, "--out", place.folder / "no.gguf"});
+    CHECK(outcome.status == 1);
+    CHECK(has(outcome.err, "which is the same matrix"));
+  }
   const std::vector<std::pair<std::string, Arguments>> merged{
-      {"ia3", {}}, {"adalora", {}}, {"dora", {"--modules-to-save", "norm,embed_tokens"}}, {"ln-tuning", {}}, {"full", {}},
+      {"ia3", {}}, {"adalora", {}}, {"dora", {"--modules-to-save", "norm"}}, {"ln-tuning", {}}, {"full", {}},
       {"lora", {"--trainable-token-indices", "45,49"}}};
   for (const auto& [method, more] : merged) {
     INFO(method);
