@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The same work on both sides in one run, alternating, each side in processes of its own: a Markdown table of medians.
 
-    python3 benchmarks/compare_peers.py [--only ROW,ROW] [--quick] [--env DIR] [--build DIR] [--data DIR] [--model FILE]
+    python3 benchmarks/compare_peers.py [--only ROW,ROW] [--repeats N] [--quick] [--env DIR] [--build DIR] [--data DIR] [--model FILE]
                                         [--out FILE] [--list]
 
 Makes its own Python environment (benchmarks/requirements.txt) in build/peers unless --env names one, and builds the
@@ -235,7 +235,8 @@ def fetch_model():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(ROWS), help="rows, separated by commas")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPEATS} repeat instead of {REPEATS}")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of each row; its figures are medians (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPEATS} repeat")
     parser.add_argument("--env", type=pathlib.Path, default=ROOT / "build" / "peers")
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "bench")
     parser.add_argument("--data", type=pathlib.Path, default=ROOT.parent / "shared" / "data",
@@ -260,7 +261,7 @@ def main():
     model = (options.model or fetch_model()) if "job" in chosen else None
     build_programs(options.build, chosen)
     context = Context(make_environment(options.env), options.build, model, train, validation)
-    repeats = QUICK_REPEATS if options.quick else REPEATS
+    repeats = QUICK_REPEATS if options.quick else options.repeats
     command = " ".join(["python3", "benchmarks/compare_peers.py", *sys.argv[1:]])
     lines = [f"{machine()}; {datetime.date.today()}; `{command}`; medians of {repeats}", "",
              "| work | torch + peft | peft (C++) | ratio | goal | % of this machine's limit | peak MiB, ours / theirs |",

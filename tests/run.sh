@@ -21,4 +21,4 @@ fi
 preset="${PEFT_PRESET:-test}"
 cmake --preset "$preset" >/dev/null
 cmake --build --preset "$preset"
-ctest --preset "$preset" "$@"
+ctest --preset "$preset" -j "$(nproc)" "$@"

@@ -58,8 +58,14 @@ def main(gguf, train, validation):
     torch.manual_seed(0)
     path = pathlib.Path(gguf)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    model.config.use_cache = False
+    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    config = loaded.config.__class__(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    config.use_cache = False
+    # Trainer refuses a model that came from a GGUF, although its weights are float: the same weights in a fresh model.
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.tie_weights()
+    del loaded
     model = get_peft_model(model, lora_of(False))
     rows = read(train, RECORDS, tokenizer)
     validation_rows = read(validation, VALIDATION_RECORDS, tokenizer)
