@@ -59,7 +59,7 @@ class LlamaAdapters {
   }
   /// y = what goes on, of h in branch()'s memory and r. Training: `context` with the step's dropout; inference: nullptr.
   void join(Index layer, Site site, MatrixView<const T> r, Saved& saved, Matrix<T>& y, const peft::TrainContext<T>* context,
-            ExecutorRef executor) const {
+            ExecutorRef executor) {
     const peft::Adapter<T>* adapter = set_ ? set_->find(layer, site) : nullptr;
     if (adapter == nullptr) {
       peft::ops::add<T>(r, y, executor);
@@ -67,7 +67,7 @@ class LlamaAdapters {
     }
     peft::DropoutMask dropout;
     if (context != nullptr && context->dropout && adapter->dropout() > 0.0f) dropout = key_of(layer, site, *context);
-    adapter->forward(std::as_const(saved.h).view(), r, peft::ops::NoNorm(), y, saved.adapter, dropout, executor);
+    adapter->forward(std::as_const(saved.h).view(), r, peft::ops::NoNorm(), y, saved.adapter, dropout, executor, &work_);
   }
   /// d holds the gradient of y and receives that of r; that of h is returned. Without `wanted`, nothing below is trained,
   /// and both are left out.
@@ -81,7 +81,7 @@ class LlamaAdapters {
       dh = d_branch_, dr = d;
     }
     adapter->backward(std::as_const(d).view(), std::as_const(saved.h).view(), r, peft::ops::NoNorm(), saved.adapter, dh, dr,
-                      executor);
+                      executor, &work_);
     return dh;
   }
 
@@ -96,6 +96,7 @@ class LlamaAdapters {
 
   std::shared_ptr<peft::AdapterSet<T>> set_;
   Matrix<T> d_branch_;
+  typename peft::Adapter<T>::Workspace work_;
 };
 
 }  // namespace peft_examples
