@@ -97,8 +97,17 @@ class Llama {
   void set_adapters(std::shared_ptr<peft::AdapterSet<T>> adapters) {
     model_->adapters().set(std::move(adapters), config());
   }
-  const std::shared_ptr<peft::AdapterSet<T>>& adapters() const noexcept {
-    return std::as_const(*model_).adapters().get();
+  /// Several, composed as `setup` says by their names. Where it shares rows out, sequence i is that of offsets[i] or of
+  /// caches[i]. Throws as above, and ConfigError as peft::AdapterComposition, or for a name that is none of theirs.
+  void set_adapters(const peft::AdapterSetup& setup, std::vector<std::shared_ptr<peft::AdapterSet<T>>> adapters) {
+    model_->adapters().set(setup, std::move(adapters), config());
+  }
+  /// The adapters that are set, of several the first; nullptr where there are none.
+  std::shared_ptr<peft::AdapterSet<T>> adapters() const noexcept {
+    return adapter_sets().empty() ? nullptr : adapter_sets().front();
+  }
+  const std::vector<std::shared_ptr<peft::AdapterSet<T>>>& adapter_sets() const noexcept {
+    return std::as_const(*model_).adapters().sets();
   }
   peft::PromptHost prompt_host() const noexcept {
     const LlamaConfig& c = config();

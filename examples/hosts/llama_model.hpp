@@ -69,6 +69,7 @@ class LlamaModel {
     for (auto& x : layers_in_) x.resize_discard(tokens, config_.hidden_size);
     product_.resize_discard(tokens, config_.intermediate_size);
     attention_.start(batch);
+    adapters_.start(batch, virtual_tokens().rows());
     const peft::DropoutKey dropout{context.seed, context.step, kPromptModule, 0};
     virtual_tokens().encode(context.dropout ? &dropout : nullptr, executor_);
     embedding_.forward({batch.ids.data(), own}, layers_in_[0].view().row_range(0, own), context.selection, executor_);
@@ -112,6 +113,7 @@ class LlamaModel {
     LlamaSaved<T>& s = scratch_;
     s.resize(config_, x.rows());
     attention_.start(counts, caches);
+    adapters_.start(counts);
     for (Index i = 0; i < config_.num_hidden_layers; ++i) {
       const Layer& layer = layers_[static_cast<std::size_t>(i)];
       const MatrixView<const T> in = normed(layer.input_norm, x, selection);

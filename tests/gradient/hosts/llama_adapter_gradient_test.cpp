@@ -113,7 +113,7 @@ TEST_CASE("what an adapter does is what its equation says, and with caches the s
     KvCache<double> first(model.config(), 5), second(model.config(), 3);
     KvCache<double>* caches[] = {&first, &second};
     const std::vector<std::pair<std::vector<std::int32_t>, std::vector<Index>>> steps = {
-        {{3, 1, 4, 2}, {3, 1}}, {{1, 6}, {1, 1}}};
+        {{3, 1, 4, 9}, {3, 1}}, {{1, 2}, {1, 1}}};
     for (const auto& [ids, counts] : steps) {
       std::vector<std::int32_t> now = ids;
       model.infer({now.data(), static_cast<Index>(now.size())}, counts, caches, last);
