@@ -34,12 +34,13 @@ std::vector<std::string> answer(Session<T>& session, std::span<const peft::Instr
                                 const std::function<bool(std::size_t, std::int32_t)>& on_token = {}) {
   session.require_template(prompt_template);
   std::vector<std::vector<std::int32_t>> prompts;
-  const Index context = session.model().config().context();
+  const Index context = session.context(), virtual_tokens = session.model().num_virtual_tokens();
   for (const peft::InstructionRecord& record : records) {
     prompts.push_back(session.encode_prompt(prompt_template.prompt(record)));
     if (static_cast<Index>(prompts.back().size()) > context) {
-      peft::fail<peft::ConfigError>("line {}: the prompt has {} tokens; the model reads at most {}", record.line,
-                                    prompts.back().size(), context);
+      peft::fail<peft::ConfigError>("line {}: the prompt has {} tokens; the model reads at most {}{}", record.line,
+                                    prompts.back().size(), context,
+                                    virtual_tokens > 0 ? fmt::format(" behind its {} virtual tokens", virtual_tokens) : "");
     }
   }
   GenerateOptions generation;

@@ -11,10 +11,13 @@
 #include <string>
 #include <vector>
 
+#include "cli/adapter_kind.hpp"
 #include "cli/command.hpp"
 #include "hosts/open_model.hpp"
 #include "hosts/open_tokenizer.hpp"
+#include "peft/checkpoint/adapterhub_directory.hpp"
 #include "peft/checkpoint/peft_directory.hpp"
+#include "peft/checkpoint/prompt_learning_directory.hpp"
 #include "peft/checkpoint/train_state.hpp"
 #include "peft/data/instruction_jsonl.hpp"
 #include "peft/io/gguf.hpp"
@@ -175,19 +178,70 @@ void inspect_safetensors(const fs::path& path, Findings& findings) {
   });
 }
 
+void count_parameters(std::span<const peft::TensorRef> tensors, Findings& findings) {
+  Index parameters = 0;
+  for (const peft::TensorRef& tensor : tensors) {
+    parameters += tensor.elements();
+    findings.tensors.push_back(fmt::format("{:<20} {}", tensor.shape_text(), tensor.name));
+  }
+  findings.facts["parameters"] = parameters;
+}
+
+void inspect_lora(const fs::path& folder, Findings& findings) {
+  const peft::PeftAdapter adapter = peft::load_peft_adapter(folder);
+  findings.facts["config"] = peft::lora_config_to_json(adapter.config);
+  findings.facts["modules"] = adapter.modules.size();
+  count_parameters(adapter.others, findings);
+  findings.facts["parameters"] = adapter.parameter_count();
+  for (const auto& module : adapter.modules) {
+    findings.tensors.push_back(fmt::format("r={:<4} {:<20} {}", module.r(),
+                                           fmt::format("[{}, {}]", module.out_features(), module.in_features()),
+                                           module.module));
+  }
+}
+
 void inspect_adapter(const fs::path& folder, Findings& findings) {
   findings.kind = "PEFT adapter";
   findings.attempt([&] {
-    const peft::PeftAdapter adapter = peft::load_peft_adapter(folder);
-    findings.facts["config"] = peft::lora_config_to_json(adapter.config);
-    findings.facts["modules"] = adapter.modules.size();
-    findings.facts["parameters"] = adapter.parameter_count();
-    for (const auto& module : adapter.modules) {
-      findings.tensors.push_back(fmt::format("r={:<4} {:<20} {}", module.r(),
-                                             fmt::format("[{}, {}]", module.out_features(), module.in_features()),
-                                             module.module));
+    switch (adapter_kind(folder)) {
+      case AdapterKind::kPrefix:
+      case AdapterKind::kPrompt: {
+        const peft::PromptLearningAdapter adapter = peft::load_prompt_learning(folder);
+        findings.facts["config"] = peft::prompt_learning_config_to_json(adapter.config);
+        return count_parameters({&adapter.prompt_embeddings, 1}, findings);
+      }
+      case AdapterKind::kBottleneck: {
+        findings.kind = "AdapterHub adapter";
+        const peft::AdapterHubAdapter adapter = peft::load_adapterhub_adapter(folder);
+        findings.facts["name"] = adapter.info.name;
+        findings.facts["model"] = adapter.info.model_type;
+        findings.facts["config"] = peft::bottleneck_config_to_json(adapter.config);
+        return count_parameters(adapter.tensors, findings);
+      }
+      case AdapterKind::kParts:
+        break;
     }
+    const peft::AnyPeftAdapter adapter = peft::load_any_peft_adapter(folder);
+    if (adapter.config.get_if<peft::LoraConfig>() != nullptr) return inspect_lora(folder, findings);
+    findings.facts["config"] = peft::adapter_config_to_json(adapter.config);
+    count_parameters(adapter.tensors, findings);
   });
+}
+
+/// The fields of any method's adapter_config.json, checked.
+Json inspect_config(const fs::path& path) {
+  const std::string where = "adapter config " + path.string();
+  const Json json = peft::detail::read_config_json(path, where);
+  switch (adapter_kind_of(json)) {
+    case AdapterKind::kPrefix:
+    case AdapterKind::kPrompt:
+      return peft::prompt_learning_config_to_json(peft::prompt_learning_config_from_json(json, where));
+    case AdapterKind::kBottleneck:
+      return peft::bottleneck_config_to_json(peft::bottleneck_config_from_json(json["config"], where));
+    case AdapterKind::kParts:
+      break;
+  }
+  return peft::adapter_config_to_json(peft::adapter_config_from_json(json, where));
 }
 
 void inspect_data(const fs::path& path, Findings& findings) {
@@ -241,7 +295,7 @@ void inspect(const fs::path& path, Findings& findings) {
   if (path.extension() == ".jsonl") return inspect_data(path, findings);
   if (path.filename() == "adapter_config.json") {
     findings.kind = "adapter configuration";
-    return findings.attempt([&] { findings.facts["config"] = peft::lora_config_to_json(peft::read_lora_config(path)); });
+    return findings.attempt([&] { findings.facts["config"] = inspect_config(path); });
   }
   inspect_safetensors(path, findings);
 }

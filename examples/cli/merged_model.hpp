@@ -3,15 +3,18 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "cli/adapter_kind.hpp"
 #include "cli/session.hpp"
 #include "hosts/tensor_names.hpp"
 #include "hosts/weight_reader.hpp"
@@ -24,17 +27,46 @@ namespace peft_examples {
 
 class MergedModel {
  public:
-  /// Sums are f32, whatever is written. Throws IoError, FormatError, ConfigError, ShapeError.
-  MergedModel(const ModelSource& source, const std::string& adapter) : model_(load_llama<float>(source)), sites_(model_.sites()) {
-    peft::load_adapter(registry_, adapter, "default", std::span<AdaptedLinear<float>* const>(sites_));
-    registry_.set_adapter("default");
-    model_.select(registry_.selection());
+  /// Sums are f32, whatever is written. Throws IoError, FormatError, ConfigError (a method that is not in the weights, by
+  /// name), ShapeError.
+  MergedModel(const ModelSource& source, const std::string& adapter)
+      : model_(load_llama<float>(source)), sites_(model_.adapter_sites().linears) {
+    if (adapter_kind(adapter) != AdapterKind::kParts) {
+      peft::fail<peft::ConfigError>("peft merge: adapter {} is {}, which has no place in the model's weights; run it with --adapter",
+                                    adapter, name_of_kind(adapter_kind(adapter)));
+    }
+    load_method(adapter, model_, registry_);
+    const auto refuse = [&](const std::string& what) {
+      peft::fail<peft::ConfigError>("peft merge: adapter {} {}, for which the model's files have no place; run it with --adapter",
+                                    adapter, what);
+    };
+    const AdaptedLinear<float>* tied_head = model_.adapter_sites().tied_head;
+    if (tied_head != nullptr && embedding().is_adapted(model_.selection()) && !tied_head->is_adapted(model_.selection())) {
+      refuse("changes " + embedding().name() + " apart from " + tied_head->name() + ", which is the same matrix");
+    }
+    for (const AdaptedLinear<float>* site : sites_) {
+      if (!site->is_adapted(model_.selection())) continue;
+      const bool is_embedding = site == tied_head;
+      if (is_embedding && !follows_embedding(site->module())) {
+        refuse("changes " + site->name() + " apart from " + embedding().name() + ", which is the same matrix");
+      }
+      if (is_embedding || site->merge_change(model_.selection()).bias.empty()) continue;
+      changed_biases_.push_back(site);
+      if (site->base().read_bias().empty()) refuse("gives " + site->name() + " a bias");
+    }
+    model_.selection().for_each_part<peft::TrainedEmbedding<float>>(embedding().module(), [&](auto& own, const auto&) {
+      if (own.table().value().rows() != embedding().vocabulary()) refuse("has a vocabulary of another size");
+    });
   }
 
   const LlamaConfig& config() const noexcept { return model_.config(); }
-  /// Linears that the adapter changes.
+  /// Modules that the adapter changes.
   Index changed() const {
-    return std::count_if(sites_.begin(), sites_.end(), [&](const auto* site) { return site->is_adapted(model_.selection()); });
+    const auto is_adapted = [&](const auto* site) { return site->is_adapted(model_.selection()); };
+    const peft::AdapterSites<float> sites = model_.adapter_sites();
+    return std::count_if(sites.linears.begin(), sites.linears.end(), is_adapted) +
+           std::count_if(sites.embeddings.begin(), sites.embeddings.end(), is_adapted) +
+           std::count_if(sites.norms.begin(), sites.norms.end(), is_adapted);
   }
 
   /// All tensors under Hugging Face's names, stored as `type`: F32, F16 or BF16. This must outlive them. One is valid until
@@ -45,29 +77,45 @@ class MergedModel {
       if (values.empty()) return;
       result.push_back({name, type, {values.size}, [this, type, values] { return stored(values, type); }});
     };
-    const auto matrix = [&](const std::string& name, MatrixView<const float> values) {
-      result.push_back({name, type, {values.rows, values.cols}, [this, type, values] {
-                          return stored(VectorView<const float>(values.data, values.rows * values.cols), type);
+    const auto norm = [&](const std::string& name) {
+      for (const peft::AdaptedNorm<float>* site : model_.adapter_sites().norms) {
+        if (site->name() != name) continue;
+        result.push_back({name + ".weight", type, {site->weight().size}, [this, type, site] {
+                            norm_ = site->values(model_.selection());
+                            return stored(norm_.weight, type);
+                          }});
+      }
+    };
+    const auto linear = [&](const AdaptedLinear<float>* site) {
+      result.push_back({site->name() + ".weight", type, {site->out_features(), site->in_features()}, [this, type, site] {
+                          merged_ = has_changed_bias(site) ? peft::merged_layer(*site, model_.selection()).weight
+                                                           : peft::merged_weight(*site, model_.selection());
+                          return stored(std::as_const(merged_).flat(), type);
                         }});
     };
-    matrix("model.embed_tokens.weight", model_.embedding());
+    result.push_back({embedding().name() + ".weight", type, {embedding().vocabulary(), embedding().width()},
+                      [this, type] { return stored(table(), type); }});
     for (Index i = 0; i < config().num_hidden_layers; ++i) {
       const auto& layer = model_.layer(i);
       const std::string path = fmt::format("model.layers.{}.", i);
-      vector(path + "input_layernorm.weight", layer.input_norm.view());
-      vector(path + "post_attention_layernorm.weight", layer.post_norm.view());
-      vector(path + "self_attn.q_norm.weight", layer.q_norm.view());
-      vector(path + "self_attn.k_norm.weight", layer.k_norm.view());
+      for (const char* name : {"input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm"}) {
+        norm(path + name);
+      }
       for (const AdaptedLinear<float>* site : layer.linears()) {
-        result.push_back({site->name() + ".weight", type, {site->out_features(), site->in_features()}, [this, type, site] {
-                            merged_ = peft::merged_weight(*site, model_.selection());
-                            return stored(std::as_const(merged_).flat(), type);
-                          }});
-        vector(site->name() + ".bias", LlamaLayer<float>::bias_of(*site));
+        linear(site);
+        const std::string bias = site->name() + ".bias";
+        if (!has_changed_bias(site)) {
+          vector(bias, LlamaLayer<float>::bias_of(*site));
+        } else {
+          result.push_back({bias, type, {site->out_features()}, [this, type, site] {
+                              merged_bias_ = peft::merged_layer(*site, model_.selection()).bias;
+                              return stored(std::as_const(merged_bias_).view(), type);
+                            }});
+        }
       }
     }
-    vector("model.norm.weight", model_.final_norm());
-    if (!model_.is_tied()) matrix("lm_head.weight", model_.head().weight());
+    norm("model.norm");
+    if (!model_.is_tied()) linear(sites_.back());
     return result;
   }
 
@@ -95,6 +143,36 @@ class MergedModel {
   }
 
  private:
+  static const char* name_of_kind(AdapterKind kind) noexcept {
+    return kind == AdapterKind::kPrefix ? "a prefix" : kind == AdapterKind::kPrompt ? "a prompt" : "a bottleneck adapter";
+  }
+  const peft::AdaptedEmbedding<float>& embedding() const { return *model_.adapter_sites().embeddings.front(); }
+  /// Whether what stands on a tied head is the embedding's own.
+  bool follows_embedding(const peft::ModuleId& head) const {
+    bool any_other = false;
+    for (const auto& active : model_.selection().active()) {
+      active.adapter->for_each_on(head, [&](peft::AnyPart<float>& part) {
+        const bool own = part.get_if<peft::TiedEmbedding<float>>() != nullptr || part.get_if<peft::TiedTokenRows<float>>() != nullptr;
+        any_other = any_other || !own;
+      });
+    }
+    return !any_other;
+  }
+  /// The embedding's table with the adapter's rows.
+  VectorView<const float> table() {
+    if (!embedding().is_adapted(model_.selection())) {
+      const MatrixView<const float> base = embedding().table();
+      return {base.data, base.rows * base.cols};
+    }
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(embedding().vocabulary()));
+    std::iota(ids.begin(), ids.end(), 0);
+    merged_.resize_discard(embedding().vocabulary(), embedding().width());
+    embedding().forward({ids.data(), merged_.rows()}, merged_.view(), model_.selection(), peft::default_executor());
+    return std::as_const(merged_).flat();
+  }
+  bool has_changed_bias(const AdaptedLinear<float>* site) const {
+    return std::find(changed_biases_.begin(), changed_biases_.end(), site) != changed_biases_.end();
+  }
   void add_rope_factors(std::vector<peft::DeferredTensor>& tensors) {
     const RopeScaling& scaling = config().rope_scaling;
     if (scaling.type == RopeScaling::Type::kFactors) rope_factors_ = scaling.frequency_factors;
@@ -129,10 +207,13 @@ class MergedModel {
   }
 
   Llama<float> model_;
-  std::vector<AdaptedLinear<float>*> sites_;
+  std::span<AdaptedLinear<float>* const> sites_;  // the head last
   peft::AdapterRegistry<float> registry_;
+  std::vector<const AdaptedLinear<float>*> changed_biases_;
   // Of the tensor whose turn it is.
   Matrix<float> merged_, permuted_;
+  peft::Buffer<float> merged_bias_;
+  peft::AdaptedNorm<float>::Values norm_;
   peft::Buffer<std::uint16_t> narrow_;
   std::vector<float> rope_factors_;
 };

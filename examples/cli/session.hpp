@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "cli/method.hpp"
 #include "hosts/bpe_tokenizer.hpp"
 #include "hosts/llama.hpp"
 #include "hosts/llama_loader.hpp"
@@ -20,7 +21,6 @@
 #include "peft/adapter_registry.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/data/prompt_template.hpp"
-#include "peft/pipeline/registry_loader.hpp"
 
 namespace peft_examples {
 
@@ -36,7 +36,7 @@ struct ModelOptions {
         ->required()
         ->check(CLI::ExistingPath);
     if (with_adapter) {
-      command.add_option("--adapter", adapter, "folder of a PEFT adapter")->check(CLI::ExistingDirectory);
+      command.add_option("--adapter", adapter, "folder of an adapter, of PEFT or AdapterHub")->check(CLI::ExistingDirectory);
     }
     command.add_option("--dtype", dtype, "type of weights and activations; sums are f32")
         ->check(CLI::IsMember({"f32", "bf16", "f16"}))
@@ -75,21 +75,21 @@ class Session {
   /// Throws IoError, FormatError, ConfigError, ShapeError.
   explicit Session(const ModelOptions& options)
       : tokenizer_(open_tokenizer(options.model)), model_(load_llama<T>(open_model(options.model))), sites_(model_.sites()) {
-    if (options.adapter.empty()) return;
-    peft::load_adapter(registry_, options.adapter, "default", sites());
-    use("default");
+    if (!options.adapter.empty()) load_method(options.adapter, model_, registry_);
   }
 
   const BpeTokenizer& tokenizer() const noexcept { return tokenizer_; }
   Llama<T>& model() noexcept { return model_; }
+  const Llama<T>& model() const noexcept { return model_; }
   peft::AdapterRegistry<T>& registry() noexcept { return registry_; }
   std::span<AdaptedLinear<T>* const> sites() const noexcept { return sites_; }
 
-  /// Makes an adapter active that was added or loaded: what the model trains and runs with.
-  void use(const std::string& name) {
-    registry_.set_adapter(name);
-    model_.select(registry_.selection());
+  /// Puts a method on the model: what it trains and runs with. Throws as start_method.
+  StartedMethod<T> start(const MethodChoice& choice, std::uint64_t seed) {
+    return start_method(choice, tokenizer_, model_, registry_, seed);
   }
+  /// Tokens of a sequence that the model reads behind its virtual tokens.
+  Index context() const noexcept { return model_.config().context() - model_.num_virtual_tokens(); }
 
   /// Throws ConfigError where the tokenizer lacks what the template is made of: its answers would never end.
   void require_template(const peft::PromptTemplate& prompt_template) const {

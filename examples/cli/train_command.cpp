@@ -16,7 +16,6 @@
 #include "cli/progress.hpp"
 #include "cli/records.hpp"
 #include "cli/session.hpp"
-#include "peft/checkpoint/lora_config_json.hpp"
 #include "peft/pipeline/trainer_checkpointing.hpp"
 #include "peft/train/trainer.hpp"
 
@@ -27,59 +26,21 @@ namespace fs = std::filesystem;
 
 struct TrainOptions {
   ModelOptions model;
-  std::string data, val, out, config, method = "lora", prompt_template = "chatml";
-  Index r = 8;
-  double lora_alpha = 32;
-  float lora_dropout = 0.05f;
-  std::string target_modules = "q_proj,v_proj";
-  bool use_rslora = false;
+  MethodOptions method;
+  std::string data, val, out, prompt_template = "chatml";
   Index max_length = 256, max_records = -1, max_val_records = -1;
   std::string scheduler = "linear";
   peft::TrainerConfig trainer;
-  bool resume = false, json = false;
+  bool resume = false, json = false, has_learning_rate = false;
 
   TrainOptions() {
     trainer.num_train_epochs = 3;
     trainer.per_device_train_batch_size = 4;
     trainer.gradient_accumulation_steps = 4;
-    trainer.learning_rate = 3e-4;
     trainer.seed = 0;
     trainer.save_steps = 50;
   }
 };
-
-/// "q_proj,v_proj": names. "all-linear", or anything with a character of regular expressions: one pattern, as in PEFT.
-peft::ModuleSelector parse_target_modules(const std::string& text) {
-  if (text == "all-linear" || text.find_first_of("*+?|()[]{}^$\\") != std::string::npos) return text;
-  std::vector<std::string> names;
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(',', begin), text.size());
-    if (end > begin) names.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return names;
-}
-
-peft::LoraConfig lora_config(const TrainOptions& options) {
-  peft::LoraConfig config;
-  if (!options.config.empty()) {
-    config = peft::read_lora_config(options.config);
-    config.inference_mode = false;
-  } else {
-    config.r = options.r;
-    config.lora_alpha = options.lora_alpha;
-    config.lora_dropout = options.lora_dropout;
-    config.target_modules = parse_target_modules(options.target_modules);
-    config.use_rslora = options.use_rslora;
-    config.task_type = "CAUSAL_LM";
-  }
-  if (!config.base_model_name_or_path) {
-    const fs::path model = fs::path(options.model.model).lexically_normal();
-    config.base_model_name_or_path = (model.has_filename() ? model : model.parent_path()).filename().string();
-  }
-  config.validate();
-  return config;
-}
 
 /// Tells one model file from another: its size and FNV-1a over samples of its bytes (all of a small one's).
 std::string file_fingerprint(const std::string& path) {
@@ -140,25 +101,28 @@ class TrainRun {
         records_(peft::read_instruction_jsonl(options.data, options.max_records)),
         validation_records_(options.val.empty() ? std::vector<peft::InstructionRecord>()
                                                 : peft::read_instruction_jsonl(options.val, options.max_val_records)),
-        config_(lora_config(options)),
+        method_(options.method.choose(options.model.model, options.trainer.total_steps(static_cast<Index>(records_.size())))),
         session_(options.model),
+        started_(session_.start(method_, options.trainer.seed)),
         training_(tokenize(options.data, records_)) {
     if (!options.val.empty()) validation_.emplace(tokenize(options.val, validation_records_));
   }
 
   int operator()() {
-    auto adapter = session_.registry().add_adapter("default", config_, session_.sites(), options_.trainer.seed);
-    session_.use("default");
-    trainable_ = adapter->parameter_count();
-    total_ = session_.model().parameter_count() + trainable_;
+    trainable_ = started_.adapter.parameter_count();
+    total_ = session_.model().parameter_count() + (method_.replaces_parameters() ? 0 : trainable_);
     progress_.line(fmt::format("{}: {} records, {} to validate; {} activations", options_.data, training_.records(),
                                validation_ ? validation_->records() : 0, options_.model.dtype));
     progress_.line(peft::trainable_parameters_text(trainable_, total_));
 
+    peft::RunIdentity identity{{"model", model_fingerprint(options_.model.model)}, {"dtype", options_.model.dtype}};
+    if (!method_.prefix_init_text.empty()) identity.emplace_back("--prefix-init-text", method_.prefix_init_text);
     peft::TrainerCheckpointing<T> checkpointing(
-        adapter, {options_.out, fmt::format("Loss of {}", fs::path(options_.data).filename().string()),
-                  {{"model", model_fingerprint(options_.model.model)}, {"dtype", options_.model.dtype}}});
+        started_.adapter,
+        {options_.out, fmt::format("Loss of {}", fs::path(options_.data).filename().string()), std::move(identity)});
     peft::TrainerConfig trainer_config = options_.trainer;
+    if (!options_.has_learning_rate) trainer_config.learning_rate = method_.learning_rate;
+    trainer_config.loraplus_lr_ratio = method_.loraplus_lr_ratio;
     trainer_config.fp16 = std::is_same_v<T, peft::f16>;
     peft::Trainer<Llama<T>, peft::InstructionData> trainer(session_.model(), trainer_config, training_,
                                                           validation_ ? &*validation_ : nullptr,
@@ -191,6 +155,7 @@ class TrainRun {
 
   typename peft::TrainerCheckpointing<T>::Events events() {
     typename peft::TrainerCheckpointing<T>::Events events;
+    events.hooks = started_.hooks;
     events.on_work = [this](const peft::WorkEvent& event) {
       if (event.evaluation) {
         progress_.update(done_, fmt::format("validating: {} of {} records", event.records_done, event.records));
@@ -217,12 +182,10 @@ class TrainRun {
                                  "--resume",
                                  result.steps, result.total_steps));
     } else {
-      std::error_code error;
-      const auto bytes = fs::file_size(fs::path(options_.out) / "adapter_model.safetensors", error);
       progress_.line(fmt::format("{} in {}: {} tokens, {:.0f} tok/s, training loss {:.4f}",
                                  result.status == peft::TrainerStatus::kStoppedEarly ? "stopped early" : "trained",
                                  duration_text(result.train_s), result.tokens, result.tok_s, result.train_loss));
-      progress_.line(fmt::format("saved {} ({:.2f} MB), curve: {}", options_.out, static_cast<double>(bytes) / 1e6,
+      progress_.line(fmt::format("saved {} ({:.2f} MB), curve: {}", options_.out, static_cast<double>(saved_bytes()) / 1e6,
                                  checkpointing.picture_path().string()));
     }
     const auto number = [](const std::optional<double>& value) { return value ? nlohmann::ordered_json(*value) : nullptr; };
@@ -239,9 +202,13 @@ class TrainRun {
                                            {"best_val_loss", number(result.best_val_loss)},
                                            {"train_loss", result.train_loss},
                                            {"peak_rss_mib", peak_rss_mib()},
+                                           {"method", method_.name},
+                                           {"learning_rate", options_.has_learning_rate ? options_.trainer.learning_rate
+                                                                                        : method_.learning_rate},
                                            {"trainable", trainable_},
                                            {"total", total_},
                                            {"cut_records", training_.cut_records()},
+                                           {"bytes", interrupted ? nlohmann::ordered_json() : nlohmann::ordered_json(saved_bytes())},
                                            {"out", options_.out},
                                            {"loss_svg", checkpointing.picture_path().string()}};
       std::printf("%s\n", json.dump().c_str());
@@ -249,12 +216,22 @@ class TrainRun {
     return interrupted ? kInterruptedStatus : 0;
   }
 
+  /// Of the adapter's weights on disk.
+  std::uintmax_t saved_bytes() const {
+    for (const char* name : {"adapter_model.safetensors", "adapter.safetensors"}) {
+      std::error_code error;
+      if (const auto bytes = fs::file_size(fs::path(options_.out) / name, error); !error) return bytes;
+    }
+    return 0;
+  }
+
   const TrainOptions& options_;
   Progress progress_;
   peft::PromptTemplate template_;
   std::vector<peft::InstructionRecord> records_, validation_records_;
-  peft::LoraConfig config_;
+  MethodChoice method_;
   Session<T> session_;
+  StartedMethod<T> started_;
   peft::InstructionData training_;
   std::optional<peft::InstructionData> validation_;
   Index trainable_ = 0, total_ = 0;
@@ -274,16 +251,7 @@ void add_train_command(CLI::App& app, Run& run) {
   command.add_option("--val", o.val, "validation records: losses before, after each epoch, at the end")
       ->check(CLI::ExistingFile);
   command.add_option("--out", o.out, "folder for the adapter, checkpoints, metrics.jsonl and loss.svg")->required();
-  command.add_option("--method", o.method, "what is added to the model")->check(CLI::IsMember({"lora"}))->capture_default_str();
-  CLI::Option* config =
-      command.add_option("--config", o.config, "adapter_config.json instead of the options of LoRA")->check(CLI::ExistingFile);
-  const auto lora_option = [&](CLI::Option* option) { return option->excludes(config)->capture_default_str(); };
-  lora_option(command.add_option("--r", o.r, "rank"))->check(CLI::PositiveNumber);
-  lora_option(command.add_option("--lora-alpha", o.lora_alpha, "scale of the update times r"));
-  lora_option(command.add_option("--lora-dropout", o.lora_dropout, "probability, below 1"));
-  lora_option(command.add_option("--target-modules", o.target_modules,
-                                 "names with commas, all-linear, or a regular expression of whole paths"));
-  command.add_flag("--use-rslora", o.use_rslora, "scale alpha/sqrt(r)")->excludes(config);
+  o.method.add_to(command);
   command.add_option("--template", o.prompt_template, "how a record becomes a prompt")
       ->check(CLI::IsMember({"chatml", "alpaca", "plain"}))
       ->capture_default_str();
@@ -295,7 +263,8 @@ void add_train_command(CLI::App& app, Run& run) {
   command.add_option("--max-steps", t.max_steps, "optimizer steps, whatever --epochs says");
   command.add_option("--batch", t.per_device_train_batch_size, "records of a batch")->capture_default_str();
   command.add_option("--accumulate", t.gradient_accumulation_steps, "batches of one optimizer step")->capture_default_str();
-  command.add_option("--lr", t.learning_rate, "learning rate after warm-up")->capture_default_str();
+  command.add_option("--lr", t.learning_rate, "learning rate after warm-up; where it is not given the method's: --method")
+      ->default_str("");
   command.add_option("--lr-scheduler", o.scheduler, "how the learning rate goes on from there")
       ->check(CLI::IsMember({"linear", "cosine", "constant", "constant_with_warmup"}))
       ->capture_default_str();
@@ -314,8 +283,10 @@ void add_train_command(CLI::App& app, Run& run) {
   command.add_flag("--resume", o.resume, "go on with the run in --out, bit for bit");
   command.add_flag("--json", o.json, "last line of stdout: the result as JSON");
   command.callback([options, &command, &run] {
+    options->method.check();
     run = [options, &command] {
       TrainOptions& settings = *options;
+      settings.has_learning_rate = command.count("--lr") > 0;
       if (command.count("--eval-steps") > 0) settings.trainer.eval_strategy = peft::IntervalStrategy::kSteps;
       settings.trainer.lr_scheduler_type = peft::scheduler_type_from(settings.scheduler);
       settings.trainer.validate();

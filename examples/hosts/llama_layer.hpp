@@ -1,11 +1,13 @@
 #pragma once
-/// One layer of a Llama host: its norms, its seven linears under Hugging Face's paths, and what it keeps for backward.
+/// One layer of a Llama host: its norms and its seven linears under Hugging Face's paths, and what it keeps for backward.
 
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "hosts/llama_adapters.hpp"
 #include "hosts/llama_config.hpp"
+#include "hosts/llama_norm.hpp"
 #include "hosts/llama_weights.hpp"
 #include "hosts/names.hpp"
 #include "peft/dense_linear.hpp"
@@ -17,11 +19,12 @@ struct LlamaLayer {
   using A = Accumulator<T>;
   using Linear = AdaptedLinear<T>;
 
-  LlamaLayer(const std::string& path, LlamaLayerWeights<T> w)
-      : input_norm(std::move(w.input_layernorm)),
-        post_norm(std::move(w.post_attention_layernorm)),
-        q_norm(std::move(w.q_norm)),
-        k_norm(std::move(w.k_norm)),
+  /// eps: the norms'.
+  LlamaLayer(const std::string& path, LlamaLayerWeights<T> w, float eps)
+      : input_norm(path + "input_layernorm", std::move(w.input_layernorm), eps),
+        post_norm(path + "post_attention_layernorm", std::move(w.post_attention_layernorm), eps),
+        q_norm(path + "self_attn.q_norm", std::move(w.q_norm), eps),
+        k_norm(path + "self_attn.k_norm", std::move(w.k_norm), eps),
         q(path + "self_attn.q_proj", std::move(w.q_proj)),
         k(path + "self_attn.k_proj", std::move(w.k_proj)),
         v(path + "self_attn.v_proj", std::move(w.v_proj)),
@@ -37,6 +40,33 @@ struct LlamaLayer {
   }
   std::vector<Linear*> linears() { return {&q, &k, &v, &o, &gate, &up, &down}; }
   std::vector<const Linear*> linears() const { return {&q, &k, &v, &o, &gate, &up, &down}; }
+
+  /// The norms that the model has.
+  std::vector<LlamaNorm<T>*> norms() {
+    std::vector<LlamaNorm<T>*> result;
+    for (LlamaNorm<T>* norm : {&input_norm, &q_norm, &k_norm, &post_norm}) {
+      if (norm->size() > 0) result.push_back(norm);
+    }
+    return result;
+  }
+  Index parameter_count() const {
+    Index count = input_norm.size() + post_norm.size() + q_norm.size() + k_norm.size();
+    for (const Linear* linear : linears()) count += linear->in_features() * linear->out_features() + bias_of(*linear).size;
+    return count;
+  }
+
+  // What the selection has a part on, from the layer's input on: a backward pass goes down to the first of them.
+  bool is_input_adapted(const peft::Selection<T>& selection) const {
+    return q.is_adapted(selection) || k.is_adapted(selection) || v.is_adapted(selection) ||
+           input_norm.is_adapted(selection) || q_norm.is_adapted(selection) || k_norm.is_adapted(selection);
+  }
+  bool is_attention_adapted(const peft::Selection<T>& selection) const {
+    return o.is_adapted(selection) || is_input_adapted(selection);
+  }
+  bool is_adapted(const peft::Selection<T>& selection) const {
+    return gate.is_adapted(selection) || up.is_adapted(selection) || down.is_adapted(selection) ||
+           post_norm.is_adapted(selection) || is_attention_adapted(selection);
+  }
 
   /// Throws ShapeError for what is not of the configuration's size.
   void check(const LlamaConfig& c) const {
@@ -59,7 +89,7 @@ struct LlamaLayer {
     expect("k_norm", 1, k_norm.size(), 1, c.qk_norm ? c.head_dim : 0);
   }
 
-  Buffer<A> input_norm, post_norm, q_norm, k_norm;
+  LlamaNorm<T> input_norm, post_norm, q_norm, k_norm;
   Linear q, k, v, o, gate, up, down;
 };
 
@@ -87,6 +117,7 @@ struct LlamaSaved {
   Matrix<T> q, k, v, a, m, gate, up, unnormed_q, unnormed_k;
   Matrix<Accumulator<T>> log_sum_exp;
   Saved of_q, of_k, of_v, of_o, of_gate, of_up, of_down;
+  typename LlamaAdapters<T>::Saved of_attention_adapter, of_output_adapter;
 };
 
 }  // namespace peft_examples

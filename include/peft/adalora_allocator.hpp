@@ -17,7 +17,7 @@
 
 PEFT_BEGIN_NAMESPACE
 
-/// The allocator of one adapter; it belongs to one training.
+/// The allocator of one adapter; it belongs to one training, and with for_each_state it goes on in another process.
 template <Scalar T>
 class AdaLoraAllocator {
  public:
@@ -32,7 +32,12 @@ class AdaLoraAllocator {
     }
     config_ = *config;
     adapter.template for_each_module<AdaLora<T>>([&](const std::string& name, AdaLora<T>& module) {
-      modules_.push_back({name, &module, {}});
+      Module own{name, &module, {}, std::vector<A>(static_cast<std::size_t>(module.rank()), A(1))};
+      module.for_each_weight([&own](const ParameterInfo& info, VectorView<A> value, VectorView<A>) {
+        const auto size = static_cast<std::size_t>(value.size);
+        own.scores[std::string(info.name)] = {std::vector<A>(size), std::vector<A>(size)};
+      });
+      modules_.push_back(std::move(own));
       initial_budget_ += module.rank();
     });
     // PEFT goes by the sorted names where scores are equal.
@@ -62,18 +67,41 @@ class AdaLoraAllocator {
   }
 
   /// After optimizer step `step` (from 1), while the gradients stand: scores, and cuts where the schedule says so. The
-  /// adapter's configuration then has the rank_pattern.
-  void update_and_allocate(Index step) {
+  /// adapter's configuration then has the rank_pattern. The optimizer took the gradients times `grad_scale`.
+  void update_and_allocate(Index step, double grad_scale = 1.0) {
     const Index last = config_.total_step - config_.tfinal;
-    if (step < last) update_scores();
     if (step < last) {
+      update_scores(static_cast<A>(grad_scale));
       const auto [columns, cuts] = budget(step);
       if (cuts) cut(columns);
-    } else if (step == last) {
-      cut(budget(step).first);
+    } else if (cuts_[kFinal] == A(0)) {  // at `last`, or where that step was skipped
+      cuts_[kFinal] = A(1);
+      cut(budget(last).first);
     } else {
       mask();
     }
+  }
+
+  /// visit(name, rows, cols, VectorView<A>) for what a training needs to go on: scores, and which columns live. Where a
+  /// visitor has put in what another allocator of the same adapter showed, call restored().
+  template <class Visitor>
+  void for_each_state(Visitor&& visit) {
+    const auto show = [&](const std::string& name, std::vector<A>& values) {
+      const auto size = static_cast<Index>(values.size());
+      visit(name, Index{1}, size, VectorView<A>(values.data(), size));
+    };
+    for (Module& module : modules_) {
+      for (auto& [name, scores] : module.scores) {
+        show(fmt::format("{}.{}.sensitivity", module.name, name), scores.sensitivity);
+        show(fmt::format("{}.{}.uncertainty", module.name, name), scores.uncertainty);
+      }
+      show(module.name + ".kept", module.kept);
+    }
+    show("cuts", cuts_);
+  }
+  /// Brings the adapter's rank_pattern up to the state.
+  void restored() {
+    if (cuts_[kAny] != A(0)) publish();
   }
 
  private:
@@ -84,19 +112,19 @@ class AdaLoraAllocator {
     std::string name;
     AdaLora<T>* lora;
     std::map<std::string, Scores> scores{};  ///< by "lora_A", "lora_B", "lora_E"
+    std::vector<A> kept{};                   ///< per column 1, or 0 where it was cut
   };
+  static constexpr std::size_t kAny = 0, kFinal = 1;  ///< places in cuts_
 
-  void update_scores() {
+  void update_scores(A grad_scale) {
     for (Module& module : modules_) {
       module.lora->for_each_parameter([&](const ParameterInfo& info, VectorView<A> value, VectorView<A> grad) {
         Scores& own = module.scores[std::string(info.name)];
-        own.sensitivity.resize(static_cast<std::size_t>(value.size));
-        own.uncertainty.resize(static_cast<std::size_t>(value.size));
         const A b1 = static_cast<A>(config_.beta1), b2 = static_cast<A>(config_.beta2);
         const A c1 = static_cast<A>(1.0 - config_.beta1), c2 = static_cast<A>(1.0 - config_.beta2);
         for (Index i = 0; i < value.size; ++i) {
           const auto at = static_cast<std::size_t>(i);
-          const A now = std::abs(rounded(value[i] * grad[i]));
+          const A now = std::abs(rounded(value[i] * rounded(grad[i] * grad_scale)));
           own.sensitivity[at] = rounded(b1 * own.sensitivity[at]) + rounded(c1 * now);
           own.uncertainty[at] = rounded(b2 * own.uncertainty[at]) + rounded(c2 * std::abs(rounded(now - own.sensitivity[at])));
         }
@@ -105,17 +133,16 @@ class AdaLoraAllocator {
   }
   /// Score of column q.
   static A score(const Module& module, Index q) {
-    const auto product = [&](const char* name, Index i) {
-      const auto found = module.scores.find(name);
-      if (found == module.scores.end()) return A(0);
+    const auto product = [](const Scores& own, Index i) {
       const auto at = static_cast<std::size_t>(i);
-      return rounded(found->second.sensitivity[at] * found->second.uncertainty[at]);
+      return rounded(own.sensitivity[at] * own.uncertainty[at]);
     };
+    const Scores &a = module.scores.at("lora_A"), &b = module.scores.at("lora_B"), &e = module.scores.at("lora_E");
     const Index in = module.lora->in_features(), out = module.lora->out_features(), r = module.lora->rank();
     A of_a = 0, of_b = 0;
-    for (Index k = 0; k < in; ++k) of_a = rounded(of_a + product("lora_A", q * in + k));
-    for (Index j = 0; j < out; ++j) of_b = rounded(of_b + product("lora_B", j * r + q));
-    return product("lora_E", q) + rounded(quotient(of_a, static_cast<A>(in)) + quotient(of_b, static_cast<A>(out)));
+    for (Index k = 0; k < in; ++k) of_a = rounded(of_a + product(a, q * in + k));
+    for (Index j = 0; j < out; ++j) of_b = rounded(of_b + product(b, j * r + q));
+    return product(e, q) + rounded(quotient(of_a, static_cast<A>(in)) + quotient(of_b, static_cast<A>(out)));
   }
   void cut(Index columns) {
     const Index drop = initial_budget_ - columns;
@@ -123,38 +150,42 @@ class AdaLoraAllocator {
     for (const Module& module : modules_) {
       for (Index q = 0; q < module.lora->rank(); ++q) all.push_back(score(module, q));
     }
-    kept_.clear();
-    if (drop <= 0) {
-      for (const Module& module : modules_) kept_.emplace_back(std::vector<bool>(static_cast<std::size_t>(module.lora->rank()), true));
-    } else {
+    A threshold = A(0);
+    if (drop > 0) {
       std::vector<A> sorted = all;
       std::nth_element(sorted.begin(), sorted.begin() + (drop - 1), sorted.end());
-      const A threshold = sorted[static_cast<std::size_t>(drop - 1)];
-      std::size_t next = 0;
-      for (const Module& module : modules_) {
-        std::vector<bool> kept;
-        for (Index q = 0; q < module.lora->rank(); ++q) kept.push_back(all[next++] > threshold);
-        kept_.push_back(std::move(kept));
-      }
+      threshold = sorted[static_cast<std::size_t>(drop - 1)];
     }
+    std::size_t next = 0;
+    for (Module& module : modules_) {
+      for (A& kept : module.kept) kept = drop <= 0 || all[next++] > threshold ? A(1) : A(0);
+    }
+    cuts_[kAny] = A(1);
     mask();
-    config_.rank_pattern.clear();
-    for (std::size_t i = 0; i < modules_.size(); ++i) config_.rank_pattern.emplace_back(modules_[i].name + ".lora_E", kept_[i]);
-    adapter_.set_config(config_);
+    publish();
   }
   void mask() {
-    for (std::size_t i = 0; i < kept_.size(); ++i) {
-      Matrix<A>& e = modules_[i].lora->e().value();
+    for (Module& module : modules_) {
+      Matrix<A>& e = module.lora->e().value();
       for (Index q = 0; q < e.rows(); ++q) {
-        if (!kept_[i][static_cast<std::size_t>(q)]) e(q, 0) = A(0);
+        if (module.kept[static_cast<std::size_t>(q)] == A(0)) e(q, 0) = A(0);
       }
     }
+  }
+  void publish() {
+    config_.rank_pattern.clear();
+    for (const Module& module : modules_) {
+      std::vector<bool> kept;
+      for (const A flag : module.kept) kept.push_back(flag != A(0));
+      config_.rank_pattern.emplace_back(module.name + ".lora_E", std::move(kept));
+    }
+    adapter_.set_config(config_);
   }
 
   NamedAdapter<T>& adapter_;
   AdaLoraConfig config_{};
   std::vector<Module> modules_;
-  std::vector<std::vector<bool>> kept_;
+  std::vector<A> cuts_{A(0), A(0)};  // whether any cut was made, and the last one
   Index initial_budget_ = 0;
   Index target_budget_ = 0;
 };

@@ -74,6 +74,15 @@ class AdaptedEmbedding {
     });
   }
 
+  /// Whether backward has something to add to: a part that is trained.
+  bool is_trained(const Selection<T>& selection) const {
+    bool any = false;
+    selection.template for_each_part<TrainedEmbedding<T>>(
+        module_, [&any](const TrainedEmbedding<T>& own, const auto&) { any = any || own.table().is_trained(); });
+    selection.template for_each_part<TrainableTokens<T>>(module_, [&any](const auto&, const auto&) { any = true; });
+    selection.template for_each_part<LoraEmbedding<T>>(module_, [&any](const auto&, const auto&) { any = true; });
+    return any;
+  }
   /// Whether the selection has a part on this embedding.
   bool is_adapted(const Selection<T>& selection) const {
     bool any = has_rows(selection);

@@ -39,6 +39,9 @@ class Adapter {
     Matrix<T> before_block_norm;  ///< o + r [n, d]; only where the block has a norm and original_ln_after
   };
 
+  /// Memory that a call may use, and use again; see Bottleneck::Workspace.
+  using Workspace = typename Bottleneck<T>::Workspace;
+
   /// The adapter of layer `layer`, its weights as reset(seed, layer) makes them. Throws ConfigError.
   Adapter(Index hidden_size, const AdapterConfig& config, Index layer = 0, std::uint64_t seed = 0)
       : options_((config.validate(), config)),
@@ -75,11 +78,13 @@ class Adapter {
     forward(h, r, ops::NoNorm(), y, executor);
   }
 
-  /// Training: the same with `dropout` over the update, leaving in `saved` what backward needs. Throws ShapeError.
+  /// Training: the same with `dropout` over the update, leaving in `saved` what backward needs. `work`: memory that the
+  /// caller keeps from call to call, or nullptr. Throws ShapeError.
   template <class Norm>
     requires ops::BlockNorm<Norm, T>
   void forward(MatrixView<const T> h, MatrixView<const T> r, Norm&& norm, MatrixView<T> y, Saved& saved,
-               const DropoutMask& dropout = {}, ExecutorRef executor = default_executor()) const {
+               const DropoutMask& dropout = {}, ExecutorRef executor = default_executor(),
+               Workspace* work = nullptr) const {
     check("Adapter::forward", h, r, "y", y);
     const bool normed = has_norm<Norm>() && options_.original_ln_after;
     if (normed) saved.before_block_norm.resize_discard(h.rows, h.cols);
@@ -91,9 +96,9 @@ class Adapter {
       if (!input.in_out) {
         detail::add_rows<T>(options_.is_parallel ? h : input.residual, block_residual, out, executor);
       }
-      bottleneck_.forward(input.x, saved.bottleneck, dropout, Accumulate::kAdd, out, executor);
+      bottleneck_.forward(input.x, saved.bottleneck, dropout, Accumulate::kAdd, out, executor, work);
     } else {
-      transform(input.x, input.residual, saved, dropout, out, executor);
+      transform(input.x, input.residual, saved, dropout, out, executor, work);
       if (options_.is_parallel) detail::add_rows<T>(h, as_const(out), out, executor);
       if (block_residual.data != nullptr) detail::add_rows<T>(block_residual, as_const(out), out, executor);
     }
@@ -106,7 +111,7 @@ class Adapter {
   template <class Norm>
     requires ops::BlockNorm<Norm, T>
   void backward(MatrixView<const T> dy, MatrixView<const T> h, MatrixView<const T> r, Norm&& norm, const Saved& saved,
-                MatrixView<T> dh, MatrixView<T> dr, ExecutorRef executor = default_executor()) {
+                MatrixView<T> dh, MatrixView<T> dr, ExecutorRef executor = default_executor(), Workspace* work = nullptr) {
     check("Adapter::backward", h, r, "dy", dy);
     detail::check_shape("Adapter::backward", "S", saved.bottleneck.s.view(), h.rows, bottleneck_size());
     const bool wanted = dh.data != nullptr || dr.data != nullptr;
@@ -127,14 +132,14 @@ class Adapter {
     Matrix<T> du_memory;
     const auto [du, da] = backward_after(g, saved, du_memory, executor);
     if (!wanted) {
-      bottleneck_.backward(du, input.x, saved.bottleneck, Accumulate::kOverwrite, MatrixView<T>(), executor);
+      bottleneck_.backward(du, input.x, saved.bottleneck, Accumulate::kOverwrite, MatrixView<T>(), executor, work);
       return;
     }
     const MatrixView<const T> through = options_.original_ln_after ? g : MatrixView<const T>();
     if (options_.is_parallel) {
       detail::add_rows<T>(g, {}, dh, executor);
       Matrix<T> dx(h.rows, h.cols);
-      bottleneck_.backward(du, input.x, saved.bottleneck, Accumulate::kOverwrite, dx.view(), executor);
+      bottleneck_.backward(du, input.x, saved.bottleneck, Accumulate::kOverwrite, dx.view(), executor, work);
       detail::add_rows<T>(as_const(dx.view()), through, dr, executor);
       return;
     }
@@ -142,7 +147,7 @@ class Adapter {
     const bool norm_before = options_.original_ln_before && has_norm<Norm>();
     if (!norm_before && (!options_.original_ln_before || input.kind != Residual::kBranch || da.data == through.data)) {
       detail::add_rows<T>(da, {}, dh, executor);
-      bottleneck_.backward(du, input.x, saved.bottleneck, Accumulate::kAdd, dh, executor);
+      bottleneck_.backward(du, input.x, saved.bottleneck, Accumulate::kAdd, dh, executor, work);
       if (!options_.original_ln_before) {
         through.data != nullptr ? detail::add_rows<T>(through, {}, dr, executor) : fill_zero(dr);
       } else {  // r goes where h goes; where a is h, da is g itself and counts once
@@ -154,9 +159,9 @@ class Adapter {
     Matrix<T> dsum(h.rows, h.cols);
     if (input.kind == Residual::kInput) {
       detail::add_rows<T>(da, {}, dsum.view(), executor);
-      bottleneck_.backward(du, input.x, saved.bottleneck, Accumulate::kAdd, dsum.view(), executor);
+      bottleneck_.backward(du, input.x, saved.bottleneck, Accumulate::kAdd, dsum.view(), executor, work);
     } else {
-      bottleneck_.backward(du, input.x, saved.bottleneck, Accumulate::kOverwrite, dsum.view(), executor);
+      bottleneck_.backward(du, input.x, saved.bottleneck, Accumulate::kOverwrite, dsum.view(), executor, work);
     }
     if (norm_before) {
       norm.backward(as_const(dsum.view()), as_const(input.sum), Accumulate::kOverwrite, dsum.view(), executor);
@@ -250,18 +255,18 @@ class Adapter {
 
   /// o = the update of x with its own norm and the residual a (none where parallel).
   void transform(MatrixView<const T> x, MatrixView<const T> a, Saved& saved, const DropoutMask& dropout,
-                 MatrixView<T> o, ExecutorRef executor) const {
+                 MatrixView<T> o, ExecutorRef executor, Workspace* work = nullptr) const {
     if (!options_.ln_after) {
       if (a.data != nullptr) detail::add_rows<T>(a, {}, o, executor);
       bottleneck_.forward(x, saved.bottleneck, dropout,
-                          a.data != nullptr ? Accumulate::kAdd : Accumulate::kOverwrite, o, executor);
+                          a.data != nullptr ? Accumulate::kAdd : Accumulate::kOverwrite, o, executor, work);
       return;
     }
     saved.before_ln_after.resize_discard(x.rows, x.cols);
     const MatrixView<T> u = saved.before_ln_after.view();
     const bool first = a.data != nullptr && options_.adapter_residual_before_ln;
     if (first) detail::add_rows<T>(a, {}, u, executor);
-    bottleneck_.forward(x, saved.bottleneck, dropout, first ? Accumulate::kAdd : Accumulate::kOverwrite, u, executor);
+    bottleneck_.forward(x, saved.bottleneck, dropout, first ? Accumulate::kAdd : Accumulate::kOverwrite, u, executor, work);
     norm_after_.forward(as_const(u), o, executor);
     if (a.data != nullptr && !first) detail::add_rows<T>(a, as_const(o), o, executor);
   }

@@ -45,6 +45,7 @@ class AdapterSet {
   AdapterLayout layout() const noexcept { return layout_; }
   const AdapterConfig& config() const noexcept { return config_; }
   Index layers() const noexcept { return static_cast<Index>(at_.size()) / 2; }
+  Index hidden_size() const noexcept { return entries_.front().adapter.hidden_size(); }
 
   /// The adapter of a site, or nullptr where it has none.
   Adapter<T>* find(Index layer, AdapterSite site) noexcept {

@@ -17,7 +17,8 @@ struct AdapterSites {
   std::span<AdaptedLinear<T>* const> linears;
   std::span<AdaptedEmbedding<T>* const> embeddings{};  ///< the input embedding first
   std::span<AdaptedNorm<T>* const> norms{};
-  /// The head whose weight is the input embedding's, or nullptr: rows trained there are rows of the head too.
+  /// The head (one of `linears`) whose weight is the input embedding's, or nullptr: rows trained there, and the table in
+  /// full fine-tuning, are the head's too.
   AdaptedLinear<T>* tied_head = nullptr;
 
   AdapterSites() = default;

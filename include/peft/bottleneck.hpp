@@ -7,6 +7,7 @@
 ///   dU += c∘G,  dg += c∘Σd̂,  dc = Σ_b U∘G + g∘Σd̂,  dS = ((c∘d̂)·U)∘f'(S),  dD += dSᵀ·norm(x),  de += ΣdS,  dx = dS·D
 /// (dc for one factor: the sum over the units).
 
+#include <algorithm>
 #include <span>
 #include <string>
 #include <string_view>
@@ -32,6 +33,13 @@ class Bottleneck {
   struct Saved {
     Matrix<A> s;  ///< S [n, b]
     DropoutMask dropout;
+  };
+  /// Memory of one call, for those who call often: with one that is kept nothing is allocated. One thread at a time.
+  struct Workspace {
+    Matrix<A> active, ds, up, bias;
+    Matrix<T> normed, dropped, dnormed;
+    Buffer<std::uint8_t> bits;
+    Buffer<A> ones;
   };
 
   /// Weights zero; see reset(). Throws ConfigError.
@@ -91,64 +99,67 @@ class Bottleneck {
 
   /// target (+)= u, leaving S in `saved`. Shapes are the caller's to check; target is not x where it is overwritten.
   void forward(MatrixView<const T> x, Saved& saved, const DropoutMask& dropout, Accumulate mode, MatrixView<T> target,
-               ExecutorRef executor) const {
+               ExecutorRef executor, Workspace* kept = nullptr) const {
+    Workspace own;
+    Workspace& work = kept != nullptr ? *kept : own;
     saved.dropout = dropout;
     saved.s.resize_discard(x.rows, bottleneck_size());
     if (x.rows == 0) return;
-    Matrix<T> normed;
-    detail::multiply<T, A, A>(detail::plain<T>(norm_input(x, normed, executor)), detail::transpose<A>(view(down_)),
+    detail::multiply<T, A, A>(detail::plain<T>(norm_input(x, work.normed, executor)), detail::transpose<A>(view(down_)),
                               flat(down_bias_), Accumulate::kOverwrite, saved.s.view(), executor);
-    Matrix<A> active(x.rows, bottleneck_size());
+    Matrix<A>& active = work.active;
+    active.resize_discard(x.rows, bottleneck_size());
     ops::activation_forward<A>(activation_, saved.s.view(), active.view(), executor);
-    Matrix<A> own_up, own_bias;
+    MatrixView<const A> up = view(up_);
+    VectorView<const A> bias = flat(up_bias_);
     if (!is_per_channel() && factor() != A(1)) {
       detail::scale_values<A>(active.flat(), factor());
-      own_bias = up_bias_.clone();
-      detail::scale_values<A>(own_bias.flat(), factor());
+      copy(up_bias_, work.bias);
+      detail::scale_values<A>(work.bias.flat(), factor());
+      bias = flat(work.bias);
     } else if (is_per_channel()) {
-      own_up = scaled_up();
-      own_bias = up_bias_.clone();
-      for (Index j = 0; j < hidden_size(); ++j) own_bias(0, j) *= scaling_(0, j);
+      up = scaled_up(work.up);
+      copy(up_bias_, work.bias);
+      for (Index j = 0; j < hidden_size(); ++j) work.bias(0, j) *= scaling_(0, j);
+      bias = flat(work.bias);
     }
-    const MatrixView<const A> up = own_up.empty() ? view(up_) : view(own_up);
-    const VectorView<const A> bias = own_bias.empty() ? flat(up_bias_) : flat(own_bias);
-    Buffer<std::uint8_t> bits;
-    const kernels::MaskBits mask = dropout.bits(x.rows, hidden_size(), dropout_, bits, executor);
+    const kernels::MaskBits mask = dropout.bits(x.rows, hidden_size(), dropout_, work.bits, executor);
     if (mask.bits == nullptr) {
       detail::multiply<A, A, T>(detail::plain<A>(view(active)), detail::transpose<A>(up), bias, mode, target, executor);
     } else {
-      masked_expand(view(active), up, bias, mask, mode, target, executor);
+      masked_expand(view(active), up, bias, mask, mode, target, work.ones, executor);
     }
   }
 
   /// Adds to the parameters' gradients; dx (+)= the gradient of x, or nothing where dx.data is null. dx may be neither
   /// du nor x.
   void backward(MatrixView<const T> du, MatrixView<const T> x, const Saved& saved, Accumulate mode, MatrixView<T> dx,
-                ExecutorRef executor) {
+                ExecutorRef executor, Workspace* kept = nullptr) {
+    Workspace own;
+    Workspace& work = kept != nullptr ? *kept : own;
     ensure_grads();
     const Index n = x.rows, b = bottleneck_size();
     if (n == 0) return;
-    Matrix<T> dropped;
-    const MatrixView<const T> d = masked(du, saved.dropout, dropped, executor);
-    Matrix<A> active(n, b), ds(n, b);
+    const MatrixView<const T> d = masked(du, saved.dropout, work, executor);
+    Matrix<A>&active = work.active, &ds = work.ds;
+    active.resize_discard(n, b);
+    ds.resize_discard(n, b);
     ops::activation_forward<A>(activation_, view(saved.s), active.view(), executor);
-    Matrix<A> own_up;
+    MatrixView<const A> up = view(up_);
     if (!trained_scaling_) {
       detail::scale_values<A>(active.flat(), factor());
       detail::multiply<T, A, A>(detail::transpose<T>(d), detail::plain<A>(view(active)), {}, Accumulate::kAdd,
                                 grad_up_.view(), executor);
       detail::add_column_sums<T>(d, factor(), grad_up_bias_.flat(), executor);
     } else {
-      if (is_per_channel()) own_up = scaled_up();
+      if (is_per_channel()) up = scaled_up(work.up);
       trained_scaling_gradients(d, view(active), executor);
     }
-    detail::multiply<T, A, A>(detail::plain<T>(d), detail::plain<A>(own_up.empty() ? view(up_) : view(own_up)), {},
-                              Accumulate::kOverwrite, ds.view(), executor);
+    detail::multiply<T, A, A>(detail::plain<T>(d), detail::plain<A>(up), {}, Accumulate::kOverwrite, ds.view(), executor);
     if (!is_per_channel()) detail::scale_values<A>(ds.flat(), factor());
     ops::activation_backward<A>(activation_, view(ds), view(saved.s), ds.view(), executor);
     detail::add_column_sums<A>(view(ds), A(1), grad_down_bias_.flat(), executor);
-    Matrix<T> normed;
-    const MatrixView<const T> input = norm_input(x, normed, executor);
+    const MatrixView<const T> input = norm_input(x, work.normed, executor);
     detail::multiply<A, T, A>(detail::transpose<A>(view(ds)), detail::plain<T>(input), {}, Accumulate::kAdd,
                               grad_down_.view(), executor);
     if (dx.data == nullptr && !has_norm_before()) return;
@@ -156,9 +167,9 @@ class Bottleneck {
     if (!has_norm_before()) {
       detail::multiply<A, A, T>(left, right, {}, mode, dx, executor);
     } else {
-      Matrix<T> dnormed(n, hidden_size());
-      detail::multiply<A, A, T>(left, right, {}, Accumulate::kOverwrite, dnormed.view(), executor);
-      norm_before_.backward(view(dnormed), x, mode, dx, executor);
+      work.dnormed.resize_discard(n, hidden_size());
+      detail::multiply<A, A, T>(left, right, {}, Accumulate::kOverwrite, work.dnormed.view(), executor);
+      norm_before_.backward(view(work.dnormed), x, mode, dx, executor);
     }
   }
 
@@ -208,21 +219,25 @@ class Bottleneck {
     return view(memory);
   }
 
-  /// c∘U.
-  Matrix<A> scaled_up() const {
-    Matrix<A> result = up_.clone();
-    for (Index j = 0; j < result.rows(); ++j) {
-      detail::scale_values<A>(VectorView<A>(result.row(j), result.cols()), scaling_(0, j));
+  static void copy(const Matrix<A>& from, Matrix<A>& to) {
+    to.resize_discard(from.rows(), from.cols());
+    std::copy_n(from.data(), from.size(), to.data());
+  }
+  /// c∘U, in `memory`.
+  MatrixView<const A> scaled_up(Matrix<A>& memory) const {
+    copy(up_, memory);
+    for (Index j = 0; j < memory.rows(); ++j) {
+      detail::scale_values<A>(VectorView<A>(memory.row(j), memory.cols()), scaling_(0, j));
     }
-    return result;
+    return view(memory);
   }
 
-  /// du, or its product with the mask in `memory`.
-  MatrixView<const T> masked(MatrixView<const T> du, const DropoutMask& dropout, Matrix<T>& memory,
+  /// du, or its product with the mask.
+  MatrixView<const T> masked(MatrixView<const T> du, const DropoutMask& dropout, Workspace& work,
                              ExecutorRef executor) const {
-    Buffer<std::uint8_t> scratch;
-    const kernels::MaskBits mask = dropout.bits(du.rows, du.cols, dropout_, scratch, executor);
+    const kernels::MaskBits mask = dropout.bits(du.rows, du.cols, dropout_, work.bits, executor);
     if (mask.bits == nullptr) return du;
+    Matrix<T>& memory = work.dropped;
     memory.resize_discard(du.rows, du.cols);
     const Index n = du.cols;
     parallel_for_ranges(executor, du.rows, 16, [&](Index first, Index last) {
@@ -245,7 +260,7 @@ class Bottleneck {
 
   /// target (+)= mask∘(active·upᵀ + bias): the bias is one more column, so that the mask multiplies it too.
   static void masked_expand(MatrixView<const A> active, MatrixView<const A> up, VectorView<const A> bias,
-                            const kernels::MaskBits& mask, Accumulate mode, MatrixView<T> target,
+                            const kernels::MaskBits& mask, Accumulate mode, MatrixView<T> target, Buffer<A>& ones,
                             ExecutorRef executor) {
     if constexpr (std::same_as<T, double>) {
       Matrix<double> fresh(target.rows, target.cols);
@@ -258,7 +273,7 @@ class Bottleneck {
         }
       }
     } else {
-      Buffer<float> ones(active.rows);
+      ones.resize_discard(active.rows);
       for (float& value : ones) value = 1.0f;
       const kernels::LowRankColumns columns[] = {
           {active.data, active.stride, active.cols, up.data, up.stride, true, 1.0f},

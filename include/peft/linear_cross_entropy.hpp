@@ -1,10 +1,11 @@
 #pragma once
-/// The language-model head and its loss in one, for a frozen head:
+/// The language-model head and its loss in one:
 ///   z_i = h_i·Wᵀ + bias,   L = Σ_i (log Σ_j exp z_ij − z_i,target(i)),   dh_i = scale · (softmax(z_i) − onehot)·W
 ///   h [tokens, hidden], W [vocab, hidden]; the sum runs over the rows i that have a target
 /// Logits exist only for those rows, and only for a chunk of them at a time: the memory is bounded whatever the number
-/// of tokens. Nothing is saved for a backward pass: the gradient of h is made while the chunk's logits are at hand. W
-/// gets no gradient. Chunks depend on the shape alone, so the bits do not depend on the threads.
+/// of tokens. Nothing is saved for a backward pass: the gradient of h is made while the chunk's logits are at hand, and a
+/// TrainedHead adds to its own gradients then; any other is frozen. Chunks depend on the shape alone, so the bits do not
+/// depend on the threads.
 
 #include <algorithm>
 #include <cstdint>
@@ -22,6 +23,16 @@
 #include "peft/ops/cross_entropy.hpp"
 
 PEFT_BEGIN_NAMESPACE
+
+/// A head that is trained, in chunks of rows: forward_rows leaves what backward_rows of the same chunk needs. `first`: the
+/// row of the hidden states that the chunk's first row is (dropout masks go by it). backward_rows adds to the gradients of
+/// the head's parameters; dx is overwritten, and may be x.
+template <class H, class T>
+concept TrainedHead = LinearLike<H, T> && requires(const H& head, MatrixView<const T> x, MatrixView<T> y, Index first,
+                                                   ExecutorRef executor) {
+  head.forward_rows(x, first, y, executor);
+  head.backward_rows(x, x, first, y, executor);  // dz, x, first, dx
+};
 
 /// Loss of a LinearLike head; holds the chunk's memory, so keep one from step to step. T: type of the hidden states.
 /// The logits are Accumulator<T> where the head takes that type, else they come as T and are widened. One thread at a
@@ -120,10 +131,10 @@ class LinearCrossEntropy {
     });
     const MatrixView<const H> x = std::as_const(gathered).view();
     if constexpr (std::is_same_v<H, A>) {
-      forward_low_rank<H>(head, x, {}, logits, executor);
+      product<H>(head, x, rows.front(), logits, executor);
     } else {
       narrow_logits_.resize_discard(logits.rows, logits.cols);
-      forward_low_rank<H>(head, x, {}, narrow_logits_.view(), executor);
+      product<H>(head, x, rows.front(), narrow_logits_.view(), executor);
       parallel_for(executor, logits.rows,
                    [&](Index i) { convert_row(narrow_logits_.row(i), logits.row(i), logits.cols); });
     }
@@ -134,18 +145,35 @@ class LinearCrossEntropy {
   void compute_d_hidden(const Head& head, MatrixView<A> dlogits, std::span<const Index> rows, MatrixView<T> d_hidden,
                         ExecutorRef executor) {
     using H = HeadType<Head>;
-    Matrix<H>& gathered = gathered_as<H>();  // the hidden states in it are not needed any more
+    Matrix<H>& gathered = gathered_as<H>();  // the hidden states in it, to become their gradient
     if constexpr (std::is_same_v<H, A>) {
-      backward_low_rank<H>(head, MatrixView<const H>(dlogits), {}, gathered.view(), Accumulate::kOverwrite, executor);
+      product_backward<H>(head, dlogits, rows.front(), gathered, executor);
     } else {
       parallel_for(executor, dlogits.rows,
                    [&](Index i) { convert_row(dlogits.row(i), narrow_logits_.row(i), dlogits.cols); });
-      backward_low_rank<H>(head, std::as_const(narrow_logits_).view(), {}, gathered.view(), Accumulate::kOverwrite,
-                           executor);
+      product_backward<H>(head, narrow_logits_.view().row_range(0, dlogits.rows), rows.front(), gathered, executor);
     }
     parallel_for(executor, dlogits.rows, [&](Index i) {
       convert_row(gathered.row(i), d_hidden.row(rows[static_cast<std::size_t>(i)]), d_hidden.cols);
     });
+  }
+
+  template <class H, class Head>
+  static void product(const Head& head, MatrixView<const H> x, Index first, MatrixView<H> logits, ExecutorRef executor) {
+    if constexpr (TrainedHead<Head, H>) {
+      head.forward_rows(x, first, logits, executor);
+    } else {
+      forward_low_rank<H>(head, x, {}, logits, executor);
+    }
+  }
+  template <class H, class Head>
+  static void product_backward(const Head& head, MatrixView<const H> dlogits, Index first, Matrix<H>& x,
+                               ExecutorRef executor) {
+    if constexpr (TrainedHead<Head, H>) {
+      head.backward_rows(dlogits, std::as_const(x).view(), first, x.view(), executor);
+    } else {
+      backward_low_rank<H>(head, dlogits, {}, x.view(), Accumulate::kOverwrite, executor);
+    }
   }
 
   template <class From, class To>

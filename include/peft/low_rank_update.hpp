@@ -75,6 +75,29 @@ inline void plain_product(const kernels::Operand& left, const kernels::Operand& 
   kernels::gemm(problem, executor);
 }
 
+/// dW [out, in] += factor·dyᵀ·x. The memory of dW is contiguous.
+template <Scalar T>
+void add_weight_gradient(MatrixView<const T> dy, MatrixView<const T> x, Accumulator<T> factor,
+                         MatrixView<Accumulator<T>> dw, ExecutorRef executor) {
+  using A = Accumulator<T>;
+  if (dy.rows == 0) return;
+  if constexpr (std::same_as<T, double>) {
+    for (Index j = 0; j < dy.cols; ++j) {
+      for (Index k = 0; k < x.cols; ++k) {
+        double sum = 0;
+        for (Index i = 0; i < dy.rows; ++i) sum += dy(i, j) * x(i, k);
+        dw(j, k) += factor * sum;
+      }
+    }
+  } else if (factor == A(1)) {
+    plain_product(operand_of<T>(dy, true), operand_of<T>(x), dy.rows, dw, true, executor);
+  } else {
+    Matrix<A> step(dw.rows, dw.cols);
+    plain_product(operand_of<T>(dy, true), operand_of<T>(x), dy.rows, step.view(), false, executor);
+    kernels::table().axpy(step.size(), factor, step.data(), dw.data);
+  }
+}
+
 /// S = x̃·Aᵀ, or x̃ where A is the identity.
 template <Scalar T>
 void project_any(MatrixView<const T> x, const kernels::MaskBits& mask, MatrixView<const Accumulator<T>> a,

@@ -26,6 +26,7 @@
 #include "peft/lokr_config.hpp"
 #include "peft/lora.hpp"
 #include "peft/target_modules.hpp"
+#include "peft/tied_embedding.hpp"
 #include "peft/trained_bias.hpp"
 #include "peft/trained_linear.hpp"
 #include "peft/vera.hpp"
@@ -163,7 +164,7 @@ class AdapterMaker {
   Pointer make(const FullConfig& config) {
     for (const AdaptedLinear<T>* site : sites_.linears) {
       if (!config.bias_only) {
-        adapter_->add(site->module(), whole_linear(*site));
+        if (site != sites_.tied_head) adapter_->add(site->module(), whole_linear(*site));
       } else if (Buffer<A> bias = site->base().read_bias(); !bias.empty()) {
         adapter_->add(site->module(), TrainedBias<T>(site->in_features(), std::move(bias)));
       }
@@ -173,7 +174,11 @@ class AdapterMaker {
       adapter_->add(norm->module(), TrainedNorm<T>(config.bias_only ? VectorView<const A>() : norm->weight(), norm->bias()));
     }
     for (const AdaptedEmbedding<T>* site : sites_.embeddings) {
-      if (!config.bias_only) adapter_->add(site->module(), TrainedEmbedding<T>(table_of(*site)));
+      if (config.bias_only) continue;
+      const TrainedEmbedding<T>& own = adapter_->add(site->module(), TrainedEmbedding<T>(table_of(*site)));
+      const AdaptedLinear<T>* head = sites_.tied_head;
+      if (head == nullptr || site != sites_.embeddings.front()) continue;
+      adapter_->add(head->module(), TiedEmbedding<T>(head->in_features(), head->out_features(), own.shared()));
     }
     if (adapter_->module_count() == 0) fail<ConfigError>("FullConfig: the model has no parameter of that kind at its sites");
     return adapter_;

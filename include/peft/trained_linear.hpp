@@ -67,26 +67,7 @@ class TrainedLinear {
   // What a pass asks for; see linear_update.hpp: the weight replaces the base's, the bias is a column of ones.
   const AnyLinear<T>* replacement() const noexcept { return layer_.get(); }
   void backward_replacement(MatrixView<const T> dy, MatrixView<const T> x, double weight, ExecutorRef executor) {
-    const auto factor = static_cast<A>(weight);
-    if constexpr (std::same_as<T, double>) {
-      for (Index j = 0; j < dy.cols; ++j) {
-        for (Index k = 0; k < x.cols; ++k) {
-          double sum = 0;
-          for (Index i = 0; i < dy.rows; ++i) sum += dy(i, j) * x(i, k);
-          weight_.grad()(j, k) += factor * sum;
-        }
-      }
-    } else if (factor == A(1)) {
-      if (dy.rows > 0) {
-        detail::plain_product(detail::operand_of<T>(dy, true), detail::operand_of<T>(x), dy.rows, weight_.grad().view(),
-                              true, executor);
-      }
-    } else if (dy.rows > 0) {
-      Matrix<A> step(out_features(), in_features());
-      detail::plain_product(detail::operand_of<T>(dy, true), detail::operand_of<T>(x), dy.rows, step.view(), false,
-                            executor);
-      kernels::table().axpy(step.size(), factor, step.data(), weight_.grad().data());
-    }
+    detail::add_weight_gradient<T>(dy, x, static_cast<A>(weight), weight_.grad().view(), executor);
   }
   void forward_terms(MatrixView<const T> x, const kernels::MaskBits&, double weight, Saved&,
                      std::vector<BasicLowRankTerm<A>>& terms, ExecutorRef) const {

@@ -82,6 +82,15 @@ def gradients(name, model, ids):
     save_file({k: v.contiguous() for k, v in tensors.items()}, OUT / name / "lora.safetensors", metadata={"loss": repr(loss.item())})
 
 
+def full_gradients(name, model, ids):
+    """Full fine-tuning: the gradients of all parameters; of a tied head's weight and the embedding together."""
+    model.zero_grad()
+    logits = model(input_ids=ids[None]).logits[0]
+    torch.nn.functional.cross_entropy(logits[:-1], ids[1:]).backward()
+    save_file({k: p.grad.clone() for k, p in model.named_parameters()}, OUT / name / "full.safetensors")
+    model.zero_grad()
+
+
 def to_gguf(name, model, tokens=None, rope_freqs=None):
     """The model in llama.cpp's conventions: BF16 weights, F32 norms, q and k of a llama permuted to neighbouring pairs."""
     c = model.config
@@ -216,7 +225,8 @@ make("yarn_mscale", Llama(vocab_size=64, **sizes, head_dim=8, **rope(**yarn, msc
 make("mistral", Mistral(vocab_size=64, **sizes, head_dim=4, **rope(), sliding_window=TOKENS, tie_word_embeddings=False))
 
 # DeepSeek LLM is a llama; biases everywhere that its class can have them.
-make("deepseek", Llama(vocab_size=64, **sizes, **rope(), attention_bias=True, mlp_bias=True))
+model, ids = make("deepseek", Llama(vocab_size=64, **sizes, **rope(), attention_bias=True, mlp_bias=True))
+full_gradients("deepseek", model, ids)
 
 model, ids = make("qwen2", transformers.Qwen2Config(vocab_size=404, **sizes, **rope(), tie_word_embeddings=True))
 to_gguf("qwen2", model, byte_level_tokens("qwen2", "qwen2"))
@@ -226,6 +236,7 @@ gradients("qwen2", model, ids)
 model, ids = make("qwen3", transformers.Qwen3Config(vocab_size=404, **sizes, head_dim=8, **rope(), tie_word_embeddings=True))
 to_gguf("qwen3", model, byte_level_tokens("qwen2", "qwen2"))
 with_tokenizer("qwen3", "qwen2", {"eos_token": "<|im_end|>"})
+full_gradients("qwen3", model, ids)
 gradients("qwen3", model, ids)
 
 for path in OUT.rglob("*"):

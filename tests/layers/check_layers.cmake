@@ -15,7 +15,7 @@ set(room_method_config any_config module_selector module_pattern lora_config tar
   lokr_config adalora_config ln_tuning_config full_config prompt_host prefix_config prompt_config prompt_encoder_config
   reduction_factor adapter_config adapter_layout adapter_fusion_config adapter_setup adapter_rows)
 set(room_method_part adapter_norm bottleneck)
-set(room_method lora dora ia3 vera loha lokr adalora trained_bias trained_linear trained_norm trained_embedding
+set(room_method lora dora ia3 vera loha lokr adalora trained_bias trained_linear trained_norm trained_embedding tied_embedding
   trainable_tokens lora_embedding prefix_cache prompt_embedding adapter adapter_fusion linear_cross_entropy)
 set(room_attach any_part named_adapter selection adapted_linear adapted_embedding adapted_norm adapter_sites
   make_adapter adapter_registry merge lora_initialization lora_eva activated_lora adalora_allocator weighted_adapter
@@ -91,8 +91,8 @@ foreach(header IN LISTS headers)
       endif()
     elseif(line MATCHES "\"([^\"]+)\"")
       report("${header}: includes \"${CMAKE_MATCH_1}\" without the prefix peft/")
-    elseif(line MATCHES "<(Eigen|unsupported)/" AND NOT header MATCHES "^core/(eigen|linalg)\\.hpp$")
-      report("${header}: only core/eigen.hpp and core/linalg.hpp include Eigen")
+    elseif(line MATCHES "<(Eigen|unsupported)/" AND NOT header MATCHES "^core/(eigen|linalg_eigen)\\.hpp$")
+      report("${header}: only core/eigen.hpp and core/linalg_eigen.hpp include Eigen")
     elseif(line MATCHES "<nlohmann/" AND NOT from MATCHES "^(io|checkpoint|data|pipeline)$")
       report("${header}: only io, data, checkpoint and pipeline include nlohmann/json")
     elseif(line MATCHES "<thread>" AND from MATCHES "^(base|core|kernels|linear|encoders|method|method_config)$")

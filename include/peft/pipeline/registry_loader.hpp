@@ -12,25 +12,11 @@
 #include "peft/adapter_registry.hpp"
 #include "peft/checkpoint/adapter_parameters.hpp"
 #include "peft/checkpoint/peft_directory.hpp"
+#include "peft/pipeline/adapter_weights.hpp"
 #include "peft/parameter.hpp"
 #include "peft/target_modules.hpp"
 
 PEFT_BEGIN_NAMESPACE
-
-namespace detail {
-
-/// An adapter's weights without gradients, which an adapter that only serves never gets.
-template <Scalar T>
-struct AdapterWeights {
-  NamedAdapter<T>& adapter;
-
-  template <class Visitor>
-  void for_each_parameter(Visitor&& visit) {
-    adapter.for_each_weight(visit);
-  }
-};
-
-}  // namespace detail
 
 /// An adapter with the weights of a file, for the sites that its configuration means. Throws ConfigError where nothing
 /// matches, or where modules of the file and of the model differ (unless allowed: a module of the model without weights
@@ -98,8 +84,8 @@ std::shared_ptr<NamedAdapter<T>> load_adapter(AdapterRegistry<T>& registry, cons
 /// sub-folder of its name, as PEFT does. Throws as save_peft_adapter.
 template <Scalar T>
 void save_pretrained(NamedAdapter<T>& adapter, const std::filesystem::path& folder) {
-  detail::AdapterWeights<T> weights{adapter};
-  save_peft_adapter(folder, adapter.any_config(), adapter_tensors(weights), adapter.name());
+  const SavedWeights<T> weights(adapter);
+  save_peft_adapter(folder, adapter.any_config(), weights.tensors(), adapter.name());
 }
 template <Scalar T>
 void save_pretrained(const AdapterRegistry<T>& registry, std::string_view name, const std::filesystem::path& folder) {

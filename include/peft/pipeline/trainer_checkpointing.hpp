@@ -1,6 +1,7 @@
 #pragma once
 /// Connects a trainer with the files of a run. In the run's folder:
-///   adapter_config.json, adapter_model.safetensors   the adapter that training leaves, once it is complete
+///   adapter_config.json, adapter_model.safetensors   the adapter that training leaves, once it is complete; a prefix and a
+///                       prompt likewise (AdapterHub's adapters: adapter.safetensors)
 ///   checkpoint-last/    the adapter and train_state.safetensors: with this a run is resumed, bit for bit
 ///   checkpoint-best/    the adapter with the lowest validation loss
 ///   metrics.jsonl       a line per step and per evaluation, as they happen
@@ -15,15 +16,12 @@
 #include <system_error>
 #include <utility>
 
-#include "peft/checkpoint/adapter_parameters.hpp"
-#include "peft/checkpoint/lora_config_json.hpp"
 #include "peft/checkpoint/peft_directory.hpp"
 #include "peft/checkpoint/train_state.hpp"
 #include "peft/io/atomic_directory.hpp"
 #include "peft/io/atomic_file.hpp"
-#include "peft/named_adapter.hpp"
 #include "peft/pipeline/metrics_file.hpp"
-#include "peft/pipeline/registry_loader.hpp"
+#include "peft/pipeline/saved_adapter.hpp"
 #include "peft/pipeline/trainer_state_file.hpp"
 #include "peft/train/loss_svg.hpp"
 #include "peft/train/trainer_events.hpp"
@@ -50,10 +48,9 @@ class TrainerCheckpointing {
   static constexpr const char* kStateFile = "train_state.safetensors";
 
   /// `adapter` is what the trainer trains. Writes nothing yet.
-  TrainerCheckpointing(std::shared_ptr<NamedAdapter<T>> adapter, RunFolder folder)
+  TrainerCheckpointing(SavedAdapter<T> adapter, RunFolder folder)
       : adapter_(std::move(adapter)), folder_(std::move(folder)), metrics_(folder_.path / "metrics.jsonl") {
-    const AnyConfig config = with_inference_mode(adapter_->any_config(), false);  // says how a file was saved only
-    folder_.identity.emplace_back("adapter_config.json", adapter_config_to_json(config).dump());
+    folder_.identity.emplace_back("adapter_config.json", adapter_.config_text());
   }
 
   /// Whether `folder` holds a state that a run can go on from.
@@ -105,7 +102,8 @@ class TrainerCheckpointing {
   /// Listeners that write, and then call those of `then`. Give them to the trainer.
   Events events(Events then = {}) {
     Events events;
-    events.on_work = then.on_work;
+    events.on_work = std::move(then.on_work);
+    events.hooks = std::move(then.hooks);
     events.on_step = [this, next = std::move(then.on_step)](const StepEvent& event) {
       metrics_.append(event.record);
       if (event.record.step % kStepsPerPicture == 0) draw();
@@ -136,14 +134,14 @@ class TrainerCheckpointing {
   void save(SaveReason reason, const State& state) {
     if (reason == SaveReason::kBest) {
       AtomicDirectory set(folder_.path / kBest, ExistingFolder::kReplace);
-      write_adapter(set);
+      adapter_.write(set);
       set.commit();
       return;
     }
     save_last(state);
     if (reason == SaveReason::kFinal) {
       AtomicDirectory set(folder_.path);
-      write_adapter(set);
+      adapter_.write(set);
       set.commit();
     }
     draw();
@@ -151,23 +149,18 @@ class TrainerCheckpointing {
 
   void save_last(const State& state) {
     AtomicDirectory set(folder_.path / kLast, ExistingFolder::kReplace);
-    write_adapter(set);
+    adapter_.write(set);
     FileWriter file = set.create(kStateFile);
     write_train_state(file, to_train_state(state, folder_.identity));
     file.finish();
     set.commit();
   }
 
-  void write_adapter(AtomicDirectory& set) {
-    detail::AdapterWeights<T> weights{*adapter_};
-    write_peft_adapter(set, adapter_->any_config(), adapter_tensors(weights));
-  }
-
   /// Removes an older run's best adapter; files of others in its folder stay.
   void remove_best() {
     AtomicDirectory::restore(folder_.path / kBest);
     std::error_code ignored;
-    for (const std::string_view name : {detail::kAdapterConfig, detail::kAdapterModel}) {
+    for (const std::string_view name : {detail::kAdapterConfig, detail::kAdapterModel, detail::kHubAdapter.weights}) {
       std::filesystem::remove(folder_.path / kBest / name, ignored);
     }
     std::filesystem::remove(folder_.path / kBest, ignored);  // where it is empty
@@ -179,7 +172,7 @@ class TrainerCheckpointing {
     file.commit();
   }
 
-  std::shared_ptr<NamedAdapter<T>> adapter_;
+  SavedAdapter<T> adapter_;
   RunFolder folder_;
   MetricsFile metrics_;
 };

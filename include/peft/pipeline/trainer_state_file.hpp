@@ -54,6 +54,7 @@ TrainState to_train_state(const TrainerState<A>& state, const RunIdentity& more)
   group("exp_avg", state.exp_avg);
   group("exp_avg_sq", state.exp_avg_sq);
   group("best", state.best);
+  group("hooks", state.hooks);
   return result;
 }
 
@@ -89,6 +90,7 @@ class LoadedTrainerState {
     read_group(file, "exp_avg", state_.exp_avg);
     read_group(file, "exp_avg_sq", state_.exp_avg_sq);
     read_group(file, "best", state_.best);
+    read_group(file, "hooks", state_.hooks);
   }
 
   const TrainerState<A>& state() const noexcept { return state_; }

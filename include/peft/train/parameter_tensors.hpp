@@ -89,6 +89,21 @@ void check_tensors(Model& model, std::string_view what, const NamedTensors<typen
   }
 }
 
+/// Throws ConfigError unless `tensors` have the names and sizes of `own`.
+template <std::floating_point A>
+void check_same_tensors(std::string_view what, const NamedTensors<A>& own, const NamedTensors<A>& tensors) {
+  if (tensors.size() != own.size()) {
+    fail<ConfigError>("the state has {} tensors of kind {}; expected {}", tensors.size(), what, own.size());
+  }
+  for (const NamedTensor<A>& wanted : own) {
+    const NamedTensor<A>& tensor = find_tensor(tensors, wanted.name, what);
+    if (tensor.rows != wanted.rows || tensor.cols != wanted.cols || tensor.values.size != wanted.values.size) {
+      fail<ConfigError>("the state's {} of {} is [{}, {}]; expected [{}, {}]", what, wanted.name, tensor.rows, tensor.cols,
+                        wanted.rows, wanted.cols);
+    }
+  }
+}
+
 /// Sets the model's parameters to `tensors`, which check_tensors has passed.
 template <class Model>
 void assign_parameters(Model& model, const NamedTensors<typename Model::accumulator_type>& tensors) {

@@ -43,21 +43,27 @@ template <TrainingData D>
 RunIdentity run_identity(const TrainerConfig& config, const D& data) {
   const Index records = data.records();
   const Index steps = config.total_steps(records);
-  return {{"learning_rate", fmt::to_string(config.learning_rate)},
-          {"optimizer steps", fmt::to_string(steps)},
-          {"records per step (batch × accumulate)", fmt::to_string(config.records_per_step())},
-          {"lr_scheduler_type", std::string(name_of(config.lr_scheduler_type))},
-          {"warmup_steps", fmt::to_string(warmup_step_count(steps, config.warmup_steps, config.warmup_ratio))},
-          {"max_grad_norm", fmt::to_string(config.max_grad_norm)},
-          {"weight_decay", fmt::to_string(config.weight_decay)},
-          {"adam_beta1", fmt::to_string(config.adam_beta1)},
-          {"adam_beta2", fmt::to_string(config.adam_beta2)},
-          {"adam_epsilon", fmt::to_string(config.adam_epsilon)},
-          {"seed", fmt::to_string(config.seed)},
-          {"fp16", config.fp16 ? "true" : "false"},
-          {"max_tokens_per_sub_batch", fmt::to_string(config.max_tokens_per_sub_batch)},
-          {"training records", fmt::to_string(records)},
-          {"fingerprint of the training data", fmt::format("{:016x}", data_fingerprint(data))}};
+  RunIdentity identity{
+      {"learning_rate", fmt::to_string(config.learning_rate)},
+      {"optimizer steps", fmt::to_string(steps)},
+      {"records per step (batch × accumulate)", fmt::to_string(config.records_per_step())},
+      {"lr_scheduler_type", std::string(name_of(config.lr_scheduler_type))},
+      {"warmup_steps", fmt::to_string(warmup_step_count(steps, config.warmup_steps, config.warmup_ratio))},
+      {"max_grad_norm", fmt::to_string(config.max_grad_norm)},
+      {"weight_decay", fmt::to_string(config.weight_decay)},
+      {"adam_beta1", fmt::to_string(config.adam_beta1)},
+      {"adam_beta2", fmt::to_string(config.adam_beta2)},
+      {"adam_epsilon", fmt::to_string(config.adam_epsilon)},
+      {"loraplus_lr_ratio", fmt::to_string(config.loraplus_lr_ratio)},
+      {"seed", fmt::to_string(config.seed)},
+      {"fp16", config.fp16 ? "true" : "false"},
+      {"max_tokens_per_sub_batch", fmt::to_string(config.max_tokens_per_sub_batch)},
+      {"training records", fmt::to_string(records)},
+      {"fingerprint of the training data", fmt::format("{:016x}", data_fingerprint(data))}};
+  if (config.loraplus_lr_ratio > 0.0) {
+    identity.emplace_back("loraplus_lr_embedding", fmt::to_string(config.loraplus_lr_embedding));
+  }
+  return identity;
 }
 
 /// Throws ConfigError with the first name that differs.

@@ -62,6 +62,10 @@ class Trainer {
     steps_per_epoch_ = config_.steps_per_epoch(training_.records());
     total_steps_ = config_.total_steps(training_.records());
     identity_ = run_identity(config_, training_);
+    if (config_.load_best_model_at_end && events_.hooks.state) {
+      fail<ConfigError>("Trainer: load_best_model_at_end brings parameters back, not what works beside the optimizer "
+                        "(AdaLoRA's ranks); expected false: the best adapter is saved as it is found");
+    }
   }
 
   Index total_steps() const noexcept { return total_steps_; }
@@ -103,6 +107,7 @@ class Trainer {
       state.exp_avg_sq.push_back({one.name, one.rows, one.cols, one.v.view()});
     }
     for (const OwnedTensor<A>& tensor : best_) state.best.push_back(tensor.view());
+    if (events_.hooks.state) state.hooks = events_.hooks.state();
     return state;
   }
 
@@ -124,7 +129,9 @@ class Trainer {
       check_tensors(model_, "exp_avg_sq", state.exp_avg_sq);
     }
     if (!state.best.empty()) check_tensors(model_, "best", state.best);
+    check_same_tensors("hooks", events_.hooks.state ? events_.hooks.state() : NamedTensors<A>(), state.hooks);
     assign_parameters(model_, state.parameters);
+    if (events_.hooks.restore) events_.hooks.restore(state.hooks);
     std::vector<typename AdamW<A>::Moments> moments;
     for (const NamedTensor<A>& m : state.exp_avg) {
       const NamedTensor<A>& v = find_tensor(state.exp_avg_sq, m.name, "exp_avg_sq");
@@ -176,6 +183,7 @@ class Trainer {
       fail<ShapeError>("Trainer: the model summed the losses of {} label tokens in step {}; expected {}", sum.tokens,
                        step + 1, labels);
     }
+    if (events_.hooks.on_gradients) events_.hooks.on_gradients(loss_scale);
     const double norm = quotient(gradient_norm(model_, executor_), loss_scale);
     const double rate = config_.schedule(training_.records()).at(optimizer_.steps());
     const bool updated = update(sum, norm, rate, loss_scale);
@@ -205,7 +213,9 @@ class Trainer {
     if (!finite && (!config_.fp16 || loss_scale * 0.5 < kLeastLossScale)) fail_on_numbers(sum, norm, loss_scale);
     if (config_.fp16) scaler_.update(!finite);
     if (!finite || sum.tokens == 0) return false;
-    optimizer_.step(model_, rate, quotient(clip_coefficient(norm, config_.max_grad_norm), loss_scale), executor_);
+    const double grad_scale = quotient(clip_coefficient(norm, config_.max_grad_norm), loss_scale);
+    optimizer_.step(model_, rate, grad_scale, executor_);
+    if (events_.hooks.on_update) events_.hooks.on_update(progress_.global_step + 1, grad_scale);
     if (const std::optional<std::string> name = first_non_finite(model_, false)) {
       fail<NumericError>("Trainer: parameter {} is not finite after step {} (learning rate {}, gradient norm {}); what "
                          "was saved before stays; lower the learning rate",

@@ -9,6 +9,7 @@
 
 #include "peft/loss_sum.hpp"
 #include "peft/train/metrics_log.hpp"
+#include "peft/train/optimizer_hooks.hpp"
 #include "peft/train/trainer_state.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -61,13 +62,15 @@ constexpr std::string_view name_of(SaveReason reason) noexcept {
   return "unknown";
 }
 
-/// Listeners; each may be empty. They are called on the thread that runs the trainer; what they throw ends the run.
+/// Listeners; each may be empty. They are called on the thread that runs the trainer; what they throw ends the run. `hooks`
+/// do more than listen: they take part in the optimizer's step.
 template <std::floating_point A>
 struct TrainerEvents {
   std::function<void(const WorkEvent&)> on_work{};
   std::function<void(const StepEvent&)> on_step{};
   std::function<void(const EvaluationEvent&)> on_evaluate{};
   std::function<void(SaveReason, const TrainerState<A>&)> on_save{};
+  OptimizerHooks<A> hooks{};
 };
 
 /// How a run ended.

@@ -42,6 +42,7 @@ struct TrainerState {
   NamedTensors<A> exp_avg;     ///< AdamW's m; empty before the first update
   NamedTensors<A> exp_avg_sq;  ///< AdamW's v
   NamedTensors<A> best;        ///< the parameters at best_step, where load_best_model_at_end asks for them
+  NamedTensors<A> hooks;       ///< of OptimizerHooks
 };
 
 PEFT_END_NAMESPACE

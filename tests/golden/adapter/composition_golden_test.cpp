@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "golden/adapter/golden_file.hpp"
+#include "golden/adapter/setups.hpp"
 #include "peft/adapter_composition.hpp"
 #include "peft/train/adamw.hpp"
 
@@ -13,29 +14,6 @@ namespace {
 // As adapter_golden_test.cpp; up to three adapters stand behind each other, and a softmax.
 constexpr double kTolerance = 1500 * 0x1p-24;
 constexpr double kAfterSteps = 2e-4;
-
-AdapterSetup setup_of(const Json& json) {
-  const std::string type = json["type"];
-  AdapterSetup::List children;
-  for (const Json& child : json["children"]) {
-    children.push_back(child.is_string() ? AdapterSetup(child.get<std::string>()) : setup_of(child));
-  }
-  if (type == "single") return children.front();
-  if (type == "Stack") return AdapterSetup::stack(children);
-  if (type == "Fuse") return AdapterSetup::fuse(children);
-  if (type == "Parallel") return AdapterSetup::parallel(children);
-  if (type == "Average") {
-    // AdapterHub takes torch.mean of the weighted outputs: its sum is divided by their number once more.
-    auto weights = json["kwargs"]["weights"].get<std::vector<double>>();
-    for (double& weight : weights) weight /= static_cast<double>(weights.size());
-    return AdapterSetup::average(children, weights, false);
-  }
-  if (type == "BatchSplit") {
-    return AdapterSetup::batch_split(children, json["kwargs"]["batch_sizes"].get<std::vector<Index>>());
-  }
-  REQUIRE(type == "Split");
-  return AdapterSetup::split(children, json["kwargs"]["splits"].get<std::vector<Index>>());
-}
 
 /// The parameters of a case, with the golden's names.
 struct Parts {

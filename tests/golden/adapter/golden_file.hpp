@@ -37,6 +37,17 @@ class GoldenFile {
   }
   bool has(const std::string& name) const { return tensors_.contains(name); }
   Index parts(const std::string& name) const { return tensors_.at(name)->shape.front(); }
+  /// Tensors whose names begin so.
+  std::size_t count(const std::string& prefix) const {
+    std::size_t result = 0;
+    for (const auto& [name, tensor] : tensors_) result += name.starts_with(prefix) ? 1 : 0;
+    return result;
+  }
+  Matrix<float> whole(const std::string& name) const {
+    INFO(name);
+    REQUIRE(tensors_.contains(name));
+    return tensors_.at(name)->to_matrix();
+  }
   /// Part `part` of a tensor whose first dimension counts parts, as a matrix [rest, last].
   Matrix<float> part(const std::string& name, Index part) const {
     INFO(name);

@@ -153,6 +153,41 @@ TEMPLATE_TEST_CASE("LoRA gradients through biases and norms of q and k equal pef
   }
 }
 
+TEMPLATE_TEST_CASE("full fine-tuning's gradients of every parameter equal transformers', tied and untied", "", float, double) {
+  using T = TestType;
+  for (const std::string name : {"qwen3", "deepseek"}) {
+    INFO(name);
+    const Golden golden(name);
+    const auto file = SafetensorsFile::open(kFolder / name / "full.safetensors");
+    auto model = load_llama<T>(open_model(kFolder / name));
+    CHECK(model.is_tied() == (name == "qwen3"));
+    AdapterRegistry<T> registry;
+    auto adapter = registry.add_adapter("default", FullConfig{}, model.adapter_sites(), 0);
+    registry.set_adapter("default");
+    model.select(registry.selection());
+    CHECK(adapter->parameter_count() == model.parameter_count());
+    LossSum sum;
+    model.forward_backward(golden.batch, 1.0 / static_cast<double>(golden.batch.tokens() - 1), 0, 0, sum);
+    CHECK(sum.loss == Approx(golden.json["loss"].get<double>()).epsilon(1e-5));
+    std::size_t seen = 0;
+    model.for_each_parameter([&](const ParameterInfo& info, auto, auto grad) {
+      const Matrix<float> want = file.tensor(std::string(info.name)).to_matrix();
+      REQUIRE(want.size() == grad.size);
+      double norm = 0, difference = 0;
+      for (Index i = 0; i < grad.size; ++i) {
+        const auto expected = static_cast<double>(want.flat()[i]);
+        norm += expected * expected;
+        difference += (static_cast<double>(grad[i]) - expected) * (static_cast<double>(grad[i]) - expected);
+      }
+      INFO(info.name);
+      // As the adapters' above.
+      CHECK(std::sqrt(difference) <= 2 * kTolerance * std::sqrt(norm));
+      ++seen;
+    });
+    CHECK(seen == file.tensors().size());
+  }
+}
+
 TEST_CASE("a sequence that is longer than the context or the window is refused") {
   const Golden golden("mistral");
   auto model = load_llama<float>(open_model(kFolder / "mistral"));

@@ -12,12 +12,14 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <span>
 #include <thread>
 
 #include "peft/adapter_registry.hpp"
 #include "peft/core/rng.hpp"
 #include "peft/dense_linear.hpp"
+#include "peft/pipeline/adalora_training.hpp"
 #include "peft/train/trainer.hpp"
 #include "support/catch.hpp"
 #include "unit/io/faulty_calls.hpp"
@@ -116,6 +118,7 @@ struct Settings {
   TrainerConfig train;
   std::uint64_t data_seed = 3;
   std::string model = "toy-1";
+  std::optional<AdaLoraConfig> adalora{};  ///< instead of LoRA
 
   Settings() {
     lora.rank_pattern = {{"v_proj", 2}};
@@ -144,8 +147,8 @@ struct Process {
         validation(6, 4),
         adapter(make(settings, start)),
         files(adapter, {folder, "Toy", {{"model", settings.model}}}),
-        trainer((model.train(adapter), model), settings.train, data, &validation, files.events(std::move(events)),
-                ExecutorRef()) {}
+        trainer((model.train(adapter), model), settings.train, data, &validation,
+                files.events(with_hooks(settings, adapter, std::move(events))), ExecutorRef()) {}
 
   AdaptedToy model;
   ToyData data, validation;
@@ -156,7 +159,15 @@ struct Process {
  private:
   std::shared_ptr<NamedAdapter<float>> make(const Settings& settings, std::uint64_t start) {
     const auto sites = model.sites();
+    if (settings.adalora) {
+      return make_adapter<float>("default", *settings.adalora, std::span<AdaptedLinear<float>* const>(sites), start);
+    }
     return make_adapter<float>("default", settings.lora, std::span<AdaptedLinear<float>* const>(sites), start);
+  }
+  static TrainerEvents<float> with_hooks(const Settings& settings, const std::shared_ptr<NamedAdapter<float>>& adapter,
+                                         TrainerEvents<float> events) {
+    if (settings.adalora) events.hooks = adalora_hooks<float>(adapter);
+    return events;
   }
 };
 
@@ -200,7 +211,7 @@ struct Whole {
     TrainerState<float> view = loaded.state();
     view.identity = state->view().identity;  // the file's has the model and the adapter too
     TrainerState<float> wanted = state->view();
-    for (auto* group : {&wanted.parameters, &wanted.exp_avg, &wanted.exp_avg_sq, &wanted.best}) {
+    for (auto* group : {&wanted.parameters, &wanted.exp_avg, &wanted.exp_avg_sq, &wanted.best, &wanted.hooks}) {
       std::sort(group->begin(), group->end(), [](const auto& x, const auto& y) { return x.name < y.name; });
     }
     CHECK(same_bits(view, wanted));
@@ -226,10 +237,9 @@ Index loadable_step(const std::filesystem::path& folder) {
   return loaded.state().progress.global_step;
 }
 
-}  // namespace
-
-TEST_CASE("run folder: a run that was interrupted and resumed by new processes equals one that never stopped") {
-  const Whole whole;
+/// Stops a run again and again, each time resumed by a new process: it ends as one that never stopped.
+void check_interrupted(const Settings& settings) {
+  const Whole whole(settings);
   for (const int every : {6, 7, 9, 13}) {
     INFO("stopped after every " << every << " sub-batches");
     const ScratchFolder folder;
@@ -244,7 +254,7 @@ TEST_CASE("run folder: a run that was interrupted and resumed by new processes e
       events.on_work = [&](const WorkEvent&) { stop = ++work >= every; };
       // Other starting values each time: what counts comes from the files. The speed of what was trained before counts
       // on.
-      Process process(folder.path(), {}, starts == 1 ? 5 : 100 + static_cast<std::uint64_t>(starts), events);
+      Process process(folder.path(), settings, starts == 1 ? 5 : 100 + static_cast<std::uint64_t>(starts), events);
       if (starts == 1) {
         process.files.begin(process.trainer);
       } else {
@@ -258,6 +268,20 @@ TEST_CASE("run folder: a run that was interrupted and resumed by new processes e
     CHECK(same_bits(last->view(), whole.state->view()));
     whole.check_same(folder.path());
   }
+}
+
+}  // namespace
+
+TEST_CASE("run folder: a run that was interrupted and resumed by new processes equals one that never stopped") {
+  check_interrupted({});
+}
+
+TEST_CASE("run folder: AdaLoRA's scores and ranks go on, bit for bit, wherever it was interrupted") {
+  Settings settings;
+  settings.train.load_best_model_at_end = false;
+  settings.adalora = AdaLoraConfig{.target_r = 1, .init_r = 3, .tinit = 1, .tfinal = 3, .deltaT = 2, .total_step = 9,
+                                   .target_modules = {"q_proj", "v_proj"}, .lora_dropout = 0.25f};
+  check_interrupted(settings);
 }
 
 TEST_CASE("run folder: what stands in it, when") {

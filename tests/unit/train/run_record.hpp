@@ -24,6 +24,7 @@ class SavedState {
     copy(state.exp_avg, exp_avg_);
     copy(state.exp_avg_sq, exp_avg_sq_);
     copy(state.best, best_);
+    copy(state.hooks, hooks_);
   }
   peft::TrainerState<A> view() const {
     peft::TrainerState<A> state;
@@ -36,13 +37,14 @@ class SavedState {
     refer(exp_avg_, state.exp_avg);
     refer(exp_avg_sq_, state.exp_avg_sq);
     refer(best_, state.best);
+    refer(hooks_, state.hooks);
     return state;
   }
 
  private:
   peft::TrainerProgress progress_;
   peft::RunIdentity identity_;
-  std::vector<peft::OwnedTensor<A>> parameters_, exp_avg_, exp_avg_sq_, best_;
+  std::vector<peft::OwnedTensor<A>> parameters_, exp_avg_, exp_avg_sq_, best_, hooks_;
 };
 
 template <class A>
@@ -62,7 +64,8 @@ bool same_bits(const peft::TrainerState<A>& x, const peft::TrainerState<A>& y) {
   peft::TrainerProgress untimed = x.progress;
   untimed.train_seconds = y.progress.train_seconds;
   return untimed == y.progress && x.identity == y.identity && same_bits(x.parameters, y.parameters) &&
-         same_bits(x.exp_avg, y.exp_avg) && same_bits(x.exp_avg_sq, y.exp_avg_sq) && same_bits(x.best, y.best);
+         same_bits(x.exp_avg, y.exp_avg) && same_bits(x.exp_avg_sq, y.exp_avg_sq) && same_bits(x.best, y.best) &&
+         same_bits(x.hooks, y.hooks);
 }
 
 /// Listens to a trainer and keeps what it tells.

@@ -1,0 +1,69 @@
+#pragma once
+/// What is trained, as the command line says it: --method with its options, which are PEFT's (AdapterHub's) fields, or
+/// --config with a file of them.
+
+#include <CLI/CLI.hpp>
+
+#include <cstddef>
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "peft/adapter_config.hpp"
+#include "peft/any_config.hpp"
+#include "peft/checkpoint/prompt_learning_json.hpp"
+
+namespace peft_examples {
+
+using peft::Index;
+
+/// A method with its configuration.
+struct MethodChoice {
+  /// Of virtual tokens, of parts at the model's modules (LoRA's family and its like), or of bottlenecks.
+  using Config = std::variant<peft::PromptLearningConfig, peft::AnyConfig, peft::AdapterConfig>;
+
+  std::string name;              ///< "lora", "prefix", …
+  Config config;
+  std::string base_model;        ///< its name
+  std::string prefix_init_text;  ///< of a prefix; empty: a random start
+  double learning_rate = 0;      ///< what the method wants where nobody says another
+  double loraplus_lr_ratio = 0;
+
+  /// Whether what is trained stands for the base's own parameters, and does not add to them: full fine-tuning and BitFit.
+  bool replaces_parameters() const;
+};
+
+/// All methods' names, for --method and messages.
+std::vector<std::string> method_names();
+
+/// The options of `peft train` that say what is trained.
+class MethodOptions {
+ public:
+  MethodOptions() = default;
+  MethodOptions(const MethodOptions&) = delete;
+  MethodOptions& operator=(const MethodOptions&) = delete;
+
+  void add_to(CLI::App& command);
+  /// Throws CLI::ValidationError for an option that was given and is none of the method's, naming both.
+  void check() const;
+  /// The method with its configuration. `model`: of the base, whose name the configuration keeps. `total_steps`: optimizer
+  /// steps of the training. Throws ConfigError for a field out of range or not supported, IoError and FormatError for a
+  /// broken file.
+  MethodChoice choose(const std::string& model, Index total_steps) const;
+
+ private:
+  MethodChoice from_file(Index total_steps) const;
+  MethodChoice from_options(const std::string& model, Index total_steps) const;
+  std::size_t count(std::string_view option) const;
+
+  std::string method_ = "lora", config_;
+  CLI::Option* method_option_ = nullptr;
+  std::map<std::string, std::string, std::less<>> values_;  ///< by option, as they were given
+  std::vector<std::pair<std::string, CLI::Option*>> options_;
+};
+
+}  // namespace peft_examples

@@ -1,0 +1,172 @@
+#pragma once
+/// The bottleneck adapters of a Llama host. Where a branch (attention, the feed-forward) meets its residual r, what stands
+/// at the site makes of the branch's output h what goes on: an adapter, or several composed (Stack, Average, BatchSplit, …);
+/// without any that is h + r. As in AdapterHub's Llama there is no norm at that place: the norms stand before the branches.
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "hosts/llama_config.hpp"
+#include "hosts/names.hpp"
+#include "peft/adapter_composition.hpp"
+#include "peft/adapter_set.hpp"
+#include "peft/ops/add.hpp"
+#include "peft/train/batch.hpp"
+
+namespace peft_examples {
+
+template <Scalar T>
+class LlamaAdapters {
+ public:
+  using Site = peft::AdapterSite;
+  using Set = std::shared_ptr<peft::AdapterSet<T>>;
+  using Composition = peft::AdapterComposition<T>;
+
+  /// What a site keeps for backward.
+  struct Saved {
+    Matrix<T> h;
+    typename peft::Adapter<T>::Saved adapter;
+    typename Composition::Saved composition;
+  };
+
+  /// One set of adapters; nullptr: none. Throws ShapeError for adapters of another model, ConfigError for those of another
+  /// architecture.
+  void set(Set set, const LlamaConfig& config) {
+    if (set) check(*set, config);
+    compositions_.clear();
+    sets_.clear();
+    if (set) sets_.push_back(std::move(set));
+  }
+  /// Several, composed as `setup` says by their names. Throws as set, and ConfigError where AdapterComposition does.
+  void set(const peft::AdapterSetup& setup, std::vector<Set> sets, const LlamaConfig& config) {
+    setup.validate();
+    for (const Set& set : sets) check(*set, config);
+    for (const std::string& name : setup.names()) {
+      if (std::none_of(sets.begin(), sets.end(), [&](const Set& set) { return set->name() == name; })) {
+        peft::fail<peft::ConfigError>("Llama: {} names the adapter \"{}\", which is none of the {} given", setup.text(), name,
+                                      sets.size());
+      }
+    }
+    std::vector<std::optional<Composition>> compositions;
+    for (Index layer = 0; layer < config.num_hidden_layers; ++layer) {
+      for (const Site site : {Site::kAttention, Site::kOutput}) {
+        typename Composition::NamedAdapters here;
+        for (const Set& set : sets) {
+          if (auto* adapter = set->find(layer, site)) here.emplace_back(set->name(), adapter);
+        }
+        compositions.emplace_back();
+        if (!here.empty()) compositions.back().emplace(setup, std::move(here));
+      }
+    }
+    compositions_ = std::move(compositions);
+    sets_ = std::move(sets);
+  }
+  const std::vector<Set>& sets() const noexcept { return sets_; }
+  bool has(Index layer, Site site) const noexcept {
+    return composition(layer, site) != nullptr || single(layer, site) != nullptr;
+  }
+  /// Layers have adapters from this one on; `layers` where there are none.
+  Index lowest(Index layers) const noexcept {
+    Index layer = 0;
+    while (layer < layers && !has(layer, Site::kAttention) && !has(layer, Site::kOutput)) ++layer;
+    return layer;
+  }
+  template <class Visitor>
+  void for_each_parameter(Visitor& visit) {
+    for (const Set& set : sets_) set->for_each_parameter(visit);
+  }
+
+  /// What follows is about the rows of this batch, behind which `rows` more stand by themselves.
+  void start(const peft::PackedBatch& batch, Index rows) {
+    if (compositions_.empty()) return;
+    offsets_ = batch.offsets;
+    if (rows > 0) offsets_.push_back(offsets_.back() + rows);
+  }
+  /// The same for counts[i] rows of sequence i.
+  void start(std::span<const Index> counts) {
+    if (compositions_.empty()) return;
+    offsets_.assign(1, 0);
+    for (const Index count : counts) offsets_.push_back(offsets_.back() + count);
+  }
+
+  /// Where a branch's output h is to be written: y's own memory where the site has no adapter.
+  MatrixView<T> branch(Index layer, Site site, Saved& saved, Matrix<T>& y) const {
+    if (!has(layer, site)) return y;
+    saved.h.resize_discard(y.rows(), y.cols());
+    return saved.h;
+  }
+  /// y = what goes on, of h in branch()'s memory and r. Training: `context` with the step's dropout; inference: nullptr.
+  void join(Index layer, Site site, MatrixView<const T> r, Saved& saved, Matrix<T>& y, const peft::TrainContext<T>* context,
+            ExecutorRef executor) {
+    const MatrixView<const T> h = std::as_const(saved.h).view();
+    const bool training = context != nullptr && context->dropout;
+    if (const Composition* several = composition(layer, site)) {
+      const peft::DropoutKey key = training ? key_of(layer, site, *context) : peft::DropoutKey{};
+      several->forward(h, r, peft::ops::NoNorm(), offsets_, y, saved.composition, training ? &key : nullptr, executor);
+    } else if (const peft::Adapter<T>* adapter = single(layer, site)) {
+      peft::DropoutMask dropout;
+      if (training && adapter->dropout() > 0.0f) dropout = key_of(layer, site, *context);
+      adapter->forward(h, r, peft::ops::NoNorm(), y, saved.adapter, dropout, executor, &work_);
+    } else {
+      peft::ops::add<T>(r, y, executor);
+    }
+  }
+  /// d holds the gradient of y and receives that of r; that of h is returned. Without `wanted`, nothing below is trained,
+  /// and neither is of use.
+  MatrixView<const T> backward(Index layer, Site site, MatrixView<const T> r, const Saved& saved, Matrix<T>& d, bool wanted,
+                               ExecutorRef executor) {
+    const MatrixView<const T> dy = std::as_const(d).view(), h = std::as_const(saved.h).view();
+    if (!has(layer, site)) return dy;
+    d_branch_.resize_discard(d.rows(), d.cols());
+    if (const Composition* several = composition(layer, site)) {
+      d_residual_.resize_discard(d.rows(), d.cols());
+      several->backward(dy, h, r, peft::ops::NoNorm(), offsets_, saved.composition, d_branch_, d_residual_, executor);
+      std::swap(d, d_residual_);
+    } else {
+      const MatrixView<T> dh = wanted ? d_branch_.view() : MatrixView<T>(), dr = wanted ? d.view() : MatrixView<T>();
+      single(layer, site)->backward(dy, h, r, peft::ops::NoNorm(), saved.adapter, dh, dr, executor, &work_);
+    }
+    return std::as_const(d_branch_).view();
+  }
+
+ private:
+  static void check(const peft::AdapterSet<T>& set, const LlamaConfig& config) {
+    if (set.layout() != peft::AdapterLayout::kLlama) {
+      peft::fail<peft::ConfigError>("Llama: adapter \"{}\" is laid out for another architecture; expected "
+                                    "AdapterLayout::kLlama",
+                                    set.name());
+    }
+    if (set.layers() != config.num_hidden_layers || set.hidden_size() != config.hidden_size) {
+      peft::fail<peft::ShapeError>("Llama: adapter \"{}\" is for {} layers of {} units; expected {} of {}", set.name(),
+                                   set.layers(), set.hidden_size(), config.num_hidden_layers, config.hidden_size);
+    }
+  }
+  const Composition* composition(Index layer, Site site) const noexcept {
+    if (compositions_.empty()) return nullptr;
+    const auto& here = compositions_[2 * static_cast<std::size_t>(layer) + (site == Site::kOutput ? 1 : 0)];
+    return here ? &*here : nullptr;
+  }
+  peft::Adapter<T>* single(Index layer, Site site) const noexcept {
+    return compositions_.empty() && !sets_.empty() ? sets_.front()->find(layer, site) : nullptr;
+  }
+  /// Masks go by the site's path, as an adapted module's do by its name.
+  static peft::DropoutKey key_of(Index layer, Site site, const peft::TrainContext<T>& context) {
+    const peft::ModuleId module("model.layers." + std::to_string(layer) +
+                                (site == Site::kAttention ? ".attention_adapters" : ".output_adapters"));
+    const auto folded = static_cast<std::uint32_t>(module.hash() ^ (module.hash() >> 32));
+    return {context.seed, context.step, folded, context.first_row};
+  }
+
+  std::vector<Set> sets_;
+  std::vector<std::optional<Composition>> compositions_;  // per layer: after attention, after the feed-forward
+  std::vector<Index> offsets_;                            // of the sequences, for compositions that share rows out
+  Matrix<T> d_branch_, d_residual_;
+  typename peft::Adapter<T>::Workspace work_;
+};
+
+}  // namespace peft_examples

@@ -1,0 +1,131 @@
+#pragma once
+/// What a run trains and saves, whatever the method: an adapter of parts, a prefix, a prompt, or bottleneck adapters.
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <variant>
+
+#include "peft/adapter_set.hpp"
+#include "peft/checkpoint/adapter_config_json.hpp"
+#include "peft/checkpoint/adapterhub_directory.hpp"
+#include "peft/checkpoint/peft_directory.hpp"
+#include "peft/checkpoint/prompt_learning_directory.hpp"
+#include "peft/io/atomic_directory.hpp"
+#include "peft/named_adapter.hpp"
+#include "peft/pipeline/adapter_weights.hpp"
+#include "peft/prefix_cache.hpp"
+#include "peft/prompt_embedding.hpp"
+
+PEFT_BEGIN_NAMESPACE
+
+namespace detail {
+
+// One overload of each for what may be saved.
+
+template <Scalar T>
+Json saved_config(NamedAdapter<T>& adapter) {
+  return adapter_config_to_json(with_inference_mode(adapter.any_config(), false));
+}
+template <Scalar T>
+void write_saved(AtomicDirectory& set, NamedAdapter<T>& adapter) {
+  const SavedWeights<T> weights(adapter);
+  write_peft_adapter(set, adapter.any_config(), weights.tensors());
+}
+template <Scalar T>
+Index saved_parameter_count(NamedAdapter<T>& adapter) {
+  return adapter.parameter_count();
+}
+
+template <Scalar T>
+PromptLearningConfig prompt_learning_config(const PrefixCache<T>& prefix) {
+  return prefix.config();
+}
+template <Scalar T>
+PromptLearningConfig prompt_learning_config(const PromptEmbedding<T>& prompt) {
+  return std::visit([](const auto& config) { return PromptLearningConfig(config); }, prompt.config());
+}
+/// A prefix or a prompt.
+template <class Method>
+  requires requires(Method& method) { prompt_learning_config(method); }
+Json saved_config(Method& method) {
+  PromptLearningConfig config = prompt_learning_config(method);
+  std::visit([](auto& own) { own.inference_mode = false; }, config);
+  return prompt_learning_config_to_json(config);
+}
+template <class Method>
+  requires requires(Method& method) { prompt_learning_config(method); }
+void write_saved(AtomicDirectory& set, Method& method) {
+  method.encode();
+  write_prompt_learning<typename Method::accumulator_type>(set, prompt_learning_config(method), method.prompt_embeddings());
+}
+template <class Method>
+  requires requires(Method& method) { prompt_learning_config(method); }
+Index saved_parameter_count(Method& method) {
+  using A = typename Method::accumulator_type;
+  Index count = 0;
+  method.for_each_parameter([&count](const ParameterInfo&, VectorView<A> value, VectorView<A>) { count += value.size; });
+  method.encode();  // visiting made it stale
+  return count;
+}
+
+/// Bottleneck adapters with the model that they are of, which is in their files.
+template <Scalar T>
+struct HubAdapters {
+  std::shared_ptr<AdapterSet<T>> set;
+  AdapterHubInfo info;
+};
+template <Scalar T>
+Json saved_config(HubAdapters<T>& adapters) {
+  return hub_config_json(adapters.info, bottleneck_config_to_json(adapters.set->config()));
+}
+template <Scalar T>
+void write_saved(AtomicDirectory& files, HubAdapters<T>& adapters) {
+  write_adapterhub_adapter(files, adapters.set->config(), adapters.info, adapterhub_tensors(*adapters.set));
+}
+template <Scalar T>
+Index saved_parameter_count(HubAdapters<T>& adapters) {
+  return adapters.set->parameter_count();
+}
+
+}  // namespace detail
+
+/// Shares what it holds with whoever trains it.
+template <Scalar T>
+class SavedAdapter {
+ public:
+  using accumulator_type = Accumulator<T>;
+
+  template <class Method>
+    requires requires(AtomicDirectory& set, Method& method) { detail::write_saved(set, method); }
+  SavedAdapter(std::shared_ptr<Method> method)  // NOLINT(google-explicit-constructor): an adapter is one
+      : held_(std::move(method)) {}
+
+  /// Bottleneck adapters of a model that `info` names; hidden_size and the adapter's name are taken from them.
+  SavedAdapter(std::shared_ptr<AdapterSet<T>> adapters, AdapterHubInfo info) {
+    info.name = adapters->name();
+    info.hidden_size = adapters->hidden_size();
+    held_ = std::make_shared<detail::HubAdapters<T>>(detail::HubAdapters<T>{std::move(adapters), std::move(info)});
+  }
+
+  /// The configuration as adapter_config.json says it, for a training: inference_mode says how a file was saved only.
+  std::string config_text() const {
+    return std::visit([](const auto& method) { return detail::saved_config(*method).dump(); }, held_);
+  }
+  /// Writes the adapter's files into a set that the caller commits. Throws as write_peft_adapter, write_prompt_learning
+  /// and write_adapterhub_adapter.
+  void write(AtomicDirectory& set) const {
+    std::visit([&set](const auto& method) { detail::write_saved(set, *method); }, held_);
+  }
+  /// Trainable numbers; of an encoder, where one makes the rows.
+  Index parameter_count() const {
+    return std::visit([](const auto& method) { return detail::saved_parameter_count(*method); }, held_);
+  }
+
+ private:
+  std::variant<std::shared_ptr<NamedAdapter<T>>, std::shared_ptr<PrefixCache<T>>, std::shared_ptr<PromptEmbedding<T>>,
+               std::shared_ptr<detail::HubAdapters<T>>>
+      held_;
+};
+
+PEFT_END_NAMESPACE
