@@ -1,5 +1,6 @@
-// One token at a time of a model of SmolLM2-135M's shape, batch 1, after 64 tokens of context: base model alone and with an
-// unmerged LoRA of rank 8 on all linears, weights in float and bf16. The limit is the time in which the same threads read
+// One token at a time of a model of SmolLM2-135M's shape, batch 1, after 64 tokens of context: base model alone, with an
+// unmerged LoRA of rank 8 on all linears, and with a bottleneck adapter (seq_bn, a sixteenth as wide) in every layer; weights
+// in float and bf16. The limit is the time in which the same threads read
 // a buffer as large as the weights, measured every few tokens: the rate of a machine that others use too changes from
 // second to second.
 //   bench_decode [--benchmark_filter=decode/bf16]; rows: tok/s, % of the read limit, peak memory.
@@ -10,11 +11,13 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "machine_limits.hpp"
 #include "peft/adapter_registry.hpp"
+#include "peft/adapter_set.hpp"
 #include "peft/core/parallel.hpp"
 #include "random_llama.hpp"
 
@@ -33,17 +36,23 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+enum class Added { kNothing, kLora, kAdapter };
+
 template <Scalar T>
 class Decoder {
  public:
-  explicit Decoder(bool with_lora)
+  explicit Decoder(Added added)
       : model_(random_llama<T>(smollm2_135m())), cache_(model_.config(), kPrompt + kGenerated), ids_(kPrompt) {
-    if (with_lora) {
+    if (added == Added::kLora) {
       LoraConfig config = lora_of(true);
       config.init_lora_weights = false;  // B starts with numbers
       registry_.add_adapter("default", config, model_.sites(), 0);
       registry_.set_adapter("default");
       model_.select(registry_.selection());
+    } else if (added == Added::kAdapter) {
+      const auto& c = model_.config();
+      model_.set_adapters(std::make_shared<AdapterSet<T>>("default", AdapterLayout::kLlama, AdapterConfig::seq_bn(),
+                                                          c.hidden_size, c.num_hidden_layers));
     }
     const Index vocabulary = model_.config().vocab_size;
     logits_ = Matrix<float>(1, vocabulary);
@@ -74,8 +83,8 @@ class Decoder {
 };
 
 template <Scalar T>
-void decode(benchmark::State& state, bool with_lora) {
-  Decoder<T> decoder(with_lora);
+void decode(benchmark::State& state, Added added) {
+  Decoder<T> decoder(added);
   for (Index i = 0; i < kGenerated; ++i) decoder.token();
   const double peak = peak_memory_mib();
   ReadBuffer weights(weights_per_token(smollm2_135m()) * static_cast<Index>(sizeof(T)));
@@ -109,10 +118,12 @@ int main(int argc, char** argv) {
     const auto add = [](const char* name, auto run) {
       benchmark::RegisterBenchmark(name, run)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(24);
     };
-    add("decode/f32/base", [](benchmark::State& state) { decode<float>(state, false); });
-    add("decode/f32/lora", [](benchmark::State& state) { decode<float>(state, true); });
-    add("decode/bf16/base", [](benchmark::State& state) { decode<bf16>(state, false); });
-    add("decode/bf16/lora", [](benchmark::State& state) { decode<bf16>(state, true); });
+    add("decode/f32/base", [](benchmark::State& state) { decode<float>(state, Added::kNothing); });
+    add("decode/f32/lora", [](benchmark::State& state) { decode<float>(state, Added::kLora); });
+    add("decode/f32/adapter", [](benchmark::State& state) { decode<float>(state, Added::kAdapter); });
+    add("decode/bf16/base", [](benchmark::State& state) { decode<bf16>(state, Added::kNothing); });
+    add("decode/bf16/lora", [](benchmark::State& state) { decode<bf16>(state, Added::kLora); });
+    add("decode/bf16/adapter", [](benchmark::State& state) { decode<bf16>(state, Added::kAdapter); });
     benchmark::RunSpecifiedBenchmarks();
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -1,5 +1,6 @@
-// One training step (forward, backward, AdamW) of prefix tuning and prompt tuning with 20 virtual tokens, on a model of
-// SmolLM2-135M's shape, 4 sequences of 128 tokens, a label on every position, float.
+// One training step (forward, backward, AdamW) of prefix tuning and prompt tuning with 20 virtual tokens and of bottleneck
+// adapters a sixteenth as wide as the model, on a model of SmolLM2-135M's shape, 4 sequences of 128 tokens, a label on every
+// position, float.
 //   bench_methods [--benchmark_filter=prefix_step]; rows: tok/s (of the sequences' own tokens), % of the FMA rate that the
 //   matrix products of those tokens need, peak memory so far.
 
@@ -10,6 +11,7 @@
 #include <memory>
 
 #include "machine_limits.hpp"
+#include "peft/adapter_set.hpp"
 #include "peft/prefix_cache.hpp"
 #include "peft/prompt_embedding.hpp"
 #include "peft/train/adamw.hpp"
@@ -47,7 +49,7 @@ PackedBatch random_batch(Index vocabulary) {
   return batch;
 }
 
-/// attach(model) gives it its virtual tokens.
+/// attach(model) gives it what is trained.
 template <class Attach>
 void step(benchmark::State& state, Attach&& attach) {
   Llama<float> model = random_llama<float>(smollm2_135m());
@@ -94,6 +96,14 @@ void p_tuning_step(benchmark::State& state, PromptEncoderReparameterizationType 
   });
 }
 
+void adapter_step(benchmark::State& state, const AdapterConfig& config) {
+  step(state, [&config](Llama<float>& model) {
+    const LlamaConfig& c = model.config();
+    model.set_adapters(std::make_shared<AdapterSet<float>>("default", AdapterLayout::kLlama, config, c.hidden_size,
+                                                           c.num_hidden_layers));
+  });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -111,6 +121,8 @@ int main(int argc, char** argv) {
     add("prefix_step/projection", [](benchmark::State& state) { prefix_step(state, true); });
     add("p_tuning_step/mlp", [](benchmark::State& state) { p_tuning_step(state, Type::kMlp); });
     add("p_tuning_step/lstm", [](benchmark::State& state) { p_tuning_step(state, Type::kLstm); });
+    add("adapter_step/seq_bn", [](benchmark::State& state) { adapter_step(state, AdapterConfig::seq_bn()); });
+    add("adapter_step/double_seq_bn", [](benchmark::State& state) { adapter_step(state, AdapterConfig::double_seq_bn()); });
     benchmark::RunSpecifiedBenchmarks();
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());

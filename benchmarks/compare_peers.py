@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """The same work on both sides in one run, alternating, each side in processes of its own: a Markdown table of medians.
 
-    python3 benchmarks/compare_peers.py [--only ROW,ROW] [--repeats N] [--quick] [--env DIR] [--build DIR] [--data DIR] [--model FILE]
-                                        [--out FILE] [--list]
+    python3 benchmarks/compare_peers.py [--only ROW,ROW] [--repeats N] [--quick] [--env DIR] [--adapters-env DIR] [--build DIR]
+                                        [--data DIR] [--model FILE] [--out FILE] [--list]
 
-Makes its own Python environment (benchmarks/requirements.txt) in build/peers unless --env names one, and builds the
-benchmarks in build/bench. Both sides run with two threads. The row "job" needs the files medquad-train.jsonl and
+Makes its own Python environments (benchmarks/requirements.txt, requirements-adapters.txt) in build/peers and
+build/peers-adapters unless --env and --adapters-env name some, and builds the benchmarks in build/bench. Both sides run with two threads. The row "job" needs the files medquad-train.jsonl and
 medquad-val.jsonl in --data, and fetches SmolLM2-135M-Instruct (97 MB) unless --model names it.
 """
 
@@ -64,14 +64,15 @@ class Bench:
 
 @dataclasses.dataclass
 class Script:
-    """A peer's script, which ends with one line of JSON."""
+    """A peer's script, which ends with one line of JSON; `adapters`: in the environment of the adapters library."""
     name: str
     arguments: tuple
     counter: str
+    adapters: bool = False
 
     def measure(self, context):
         arguments = [getattr(context, part[1:]) if part.startswith("@") else part for part in self.arguments]
-        result = json.loads(run([context.python, HERE / "peers" / self.name, *arguments]).splitlines()[-1])
+        result = json.loads(run([context.adapters_python if self.adapters else context.python, HERE / "peers" / self.name, *arguments]).splitlines()[-1])
         losses = (result["val_loss_before"], result["val_loss_after"]) if "val_loss_after" in result else ()
         return Result(result[self.counter], result["peak_MiB"], {}, losses)
 
@@ -93,7 +94,7 @@ class Job:
 @dataclasses.dataclass
 class Row:
     """Goals: at least `ratio` times the peer; below `below` (in the unit); at least `share` percent of the limit named;
-    at most `memory` MiB; at least `of_products` of the rate of the step's bare matrix products on MKL in the same run;
+    at most `memory` MiB, or `memory_share` of the peer's; at least `of_products` of the rate of the step's bare matrix products on MKL in the same run;
     a validation loss at most 0.01 above theirs."""
     what: str
     unit: str
@@ -104,6 +105,7 @@ class Row:
     below: float | None = None
     share: tuple | None = None
     memory: float | None = None
+    memory_share: float | None = None
     of_products: float | None = None
 
 
@@ -119,6 +121,11 @@ def decode_row(dtype, adapter):
     what = "LoRA r = 8 on all linears, unmerged" if adapter == "lora" else "no adapter"
     return Row(f"decode, batch 1, {dtype}, {what}", "tok/s", Bench("bench_decode", f"decode/{dtype}/{adapter}", "tok/s"),
                Script("decode.py", (dtype, adapter), "tok/s"), share=("%read", 85))
+
+
+def method_row(what, bench, script, arguments, ratio, adapters=False):
+    return Row(f"{what} step, 4×128 tokens", "tok/s", Bench("bench_methods", bench, "tok/s"),
+               Script(script, arguments, "tok/s", adapters), ratio=ratio, memory_share=0.4)
 
 
 ROWS = {
@@ -145,15 +152,21 @@ ROWS = {
                 higher=False, below=20),
     "merge": Row("merge it into all weights", "ms", Bench("bench_lora", "merge", "ms"),
                  Script("adapters.py", ("merge",), "ms"), higher=False, below=150),
+    "prefix": method_row("prefix tuning, 20 virtual tokens,", "prefix_step/plain", "method_step.py", ("prefix",), 1.35),
+    "prompt": method_row("prompt tuning, 20 virtual tokens,", "prompt_step", "method_step.py", ("prompt",), 1.35),
+    "adapter-seq": method_row("adapter behind the feed-forward (seq_bn)", "adapter_step/seq_bn", "adapter_step.py",
+                              ("seq_bn",), 2.0, True),
+    "adapter-double": method_row("adapters behind attention and feed-forward (double_seq_bn)",
+                                 "adapter_step/double_seq_bn", "adapter_step.py", ("double_seq_bn",), 2.0, True),
 }
 
 
-def make_environment(folder):
+def make_environment(folder, requirements):
     python = folder / "bin" / "python"
     if not python.exists():
         print(f"making {folder}", file=sys.stderr)
         run([sys.executable, "-m", "venv", folder])
-        run([python, "-m", "pip", "install", "--quiet", "-r", HERE / "requirements.txt"])
+        run([python, "-m", "pip", "install", "--quiet", "-r", HERE / requirements])
     return python
 
 
@@ -214,6 +227,8 @@ def table_row(row, context, repeats):
         memory = f"{peak:.0f} / {median_of(other, lambda r: r.peak):.0f}"
         if row.memory is not None:
             goals.append((f"{row.memory:g} MiB", peak <= row.memory))
+        if row.memory_share is not None:
+            goals.append((f"{row.memory_share:g} × their memory", peak <= row.memory_share * median_of(other, lambda r: r.peak)))
     goal = ", ".join(text if met else f"**{text}: missed**" for text, met in goals)
     return (f"| {row.what} | {b:.4g} {row.unit} | {a:.4g} {row.unit} | {ratio:.2f} × | {goal} | {'; '.join(limit) or '–'} | "
             f"{memory} |")
@@ -222,6 +237,7 @@ def table_row(row, context, repeats):
 @dataclasses.dataclass
 class Context:
     python: pathlib.Path
+    adapters_python: pathlib.Path | None
     build: pathlib.Path
     model: pathlib.Path | None
     train: pathlib.Path
@@ -238,6 +254,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=REPEATS, help="of each row; its figures are medians (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPEATS} repeat")
     parser.add_argument("--env", type=pathlib.Path, default=ROOT / "build" / "peers")
+    parser.add_argument("--adapters-env", type=pathlib.Path, default=ROOT / "build" / "peers-adapters")
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "bench")
     parser.add_argument("--data", type=pathlib.Path, default=ROOT.parent / "shared" / "data",
                         help="folder of medquad-train.jsonl and medquad-val.jsonl")
@@ -260,11 +277,14 @@ def main():
         chosen.remove("job")
     model = (options.model or fetch_model()) if "job" in chosen else None
     build_programs(options.build, chosen)
-    context = Context(make_environment(options.env), options.build, model, train, validation)
+    with_adapters = any(ROWS[name].theirs.adapters for name in chosen)
+    context = Context(make_environment(options.env, "requirements.txt"),
+                      make_environment(options.adapters_env, "requirements-adapters.txt") if with_adapters else None,
+                      options.build, model, train, validation)
     repeats = QUICK_REPEATS if options.quick else options.repeats
     command = " ".join(["python3", "benchmarks/compare_peers.py", *sys.argv[1:]])
     lines = [f"{machine()}; {datetime.date.today()}; `{command}`; medians of {repeats}", "",
-             "| work | torch + peft | peft (C++) | ratio | goal | % of this machine's limit | peak MiB, ours / theirs |",
+             "| work | Python's | peft (C++) | ratio | goal | % of this machine's limit | peak MiB, ours / theirs |",
              "|---|---|---|---|---|---|---|"]
     for name in chosen:
         lines.append(table_row(ROWS[name], context, repeats))
