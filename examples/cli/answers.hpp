@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "cli/session.hpp"
-#include "hosts/generate.hpp"
 #include "peft/data/prompt_template.hpp"
 #include "peft/eval/bleu.hpp"
 #include "peft/eval/fact_accuracy.hpp"

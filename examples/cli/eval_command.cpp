@@ -18,8 +18,6 @@
 #include "cli/records.hpp"
 #include "cli/session.hpp"
 #include "peft/eval/perplexity.hpp"
-#include "peft/train/evaluate_loss.hpp"
-#include "peft/train/trainer_config.hpp"
 
 namespace peft_examples {
 namespace {
@@ -58,8 +56,7 @@ class EvalRun {
   bool measure_loss(const StopSignal& stop) {
     const peft::InstructionData data =
         tokenize_records(session_, options_.data, records_, template_, options_.max_length, progress_);
-    const Index tokens = peft::TrainerConfig().max_tokens_per_sub_batch;  // cut as in training: the same sum
-    const bool complete = peft::evaluate_loss(session_.model(), data, tokens, loss_, stop.get(), [&](Index done) {
+    const bool complete = peft_examples::measure_loss(session_.model(), data, loss_, stop.get(), [&](Index done) {
       progress_.update(static_cast<double>(done) / static_cast<double>(data.records()),
                        fmt::format("loss: {} of {} records", done, data.records()));
     });

@@ -11,7 +11,6 @@
 #include "cli/command.hpp"
 #include "cli/process.hpp"
 #include "cli/session.hpp"
-#include "hosts/generate.hpp"
 #include "hosts/stream_decoder.hpp"
 #include "peft/data/prompt_template.hpp"
 

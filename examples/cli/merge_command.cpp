@@ -17,6 +17,8 @@
 #include "cli/merged_model.hpp"
 #include "hosts/llama_config_json.hpp"
 #include "hosts/metadata_writer.hpp"
+#include "hosts/open_model.hpp"
+#include "hosts/open_tokenizer.hpp"
 #include "hosts/tokenizer_json_writer.hpp"
 #include "peft/io/atomic_directory.hpp"
 #include "peft/io/gguf_writer.hpp"

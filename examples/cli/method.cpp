@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cli/adapter_kind.hpp"
+#include "cli/model_runs.hpp"
 #include "peft/checkpoint/adapter_config_json.hpp"
 #include "peft/lora_initialization.hpp"
 #include "peft/pipeline/adalora_training.hpp"
@@ -61,9 +62,7 @@ void assign_text(const std::string& text, const BpeTokenizer& tokenizer, Llama<T
   const Index count = prefix.num_virtual_tokens();
   ids = peft::fit_token_ids(ids, count);
   KvCache<T> cache(model.config(), count);
-  KvCache<T>* caches[] = {&cache};
-  Matrix<Accumulator<T>> logits(1, model.config().vocab_size);
-  model.infer({ids.data(), count}, {&count, 1}, caches, logits);
+  read_ids<T>(model, ids, cache);
   prefix.assign(cache);
 }
 

@@ -13,11 +13,8 @@
 #include <vector>
 
 #include "cli/method.hpp"
+#include "cli/model_runs.hpp"
 #include "hosts/bpe_tokenizer.hpp"
-#include "hosts/llama.hpp"
-#include "hosts/llama_loader.hpp"
-#include "hosts/open_model.hpp"
-#include "hosts/open_tokenizer.hpp"
 #include "peft/adapter_registry.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/data/prompt_template.hpp"
@@ -73,10 +70,7 @@ template <Scalar T>
 class Session {
  public:
   /// Throws IoError, FormatError, ConfigError, ShapeError.
-  explicit Session(const ModelOptions& options)
-      : tokenizer_(open_tokenizer(options.model)), model_(load_llama<T>(open_model(options.model))), sites_(model_.sites()) {
-    if (!options.adapter.empty()) load_method(options.adapter, model_, registry_);
-  }
+  explicit Session(const ModelOptions& options);  // in model_runs.cpp, for float, bf16 and f16
 
   const BpeTokenizer& tokenizer() const noexcept { return tokenizer_; }
   Llama<T>& model() noexcept { return model_; }
