@@ -10,9 +10,9 @@
 
 #include "peft/core/rng.hpp"
 #include "peft/error.hpp"
+#include "peft/one_update.hpp"
 #include "peft/small_product.hpp"
 #include "peft/trained_matrix.hpp"
-#include "peft/update_pass.hpp"
 
 PEFT_BEGIN_NAMESPACE
 

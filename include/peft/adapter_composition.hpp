@@ -21,6 +21,7 @@
 #include "peft/adapter_fusion.hpp"
 #include "peft/adapter_rows.hpp"
 #include "peft/adapter_setup.hpp"
+#include "peft/adapter_site_parts.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -29,8 +30,8 @@ PEFT_BEGIN_NAMESPACE
 template <Scalar T = float>
 class AdapterComposition {
  public:
-  using NamedAdapters = std::vector<std::pair<std::string, Adapter<T>*>>;
-  using NamedFusions = std::vector<std::pair<std::string, AdapterFusion<T>*>>;
+  using NamedAdapters = typename AdapterSiteParts<T>::NamedAdapters;
+  using NamedFusions = typename AdapterSiteParts<T>::NamedFusions;
 
   /// One block's or adapter's part of what backward needs.
   struct Saved {
@@ -47,19 +48,9 @@ class AdapterComposition {
   /// Throws ConfigError: a setup that is not valid, adapters of different sizes, a Fuse without its layer, a block whose
   /// first adapter (Fuse: last; Average, Split: any) is not here.
   AdapterComposition(AdapterSetup setup, NamedAdapters adapters, NamedFusions fusions = {})
-      : setup_(std::move(setup)), adapters_(std::move(adapters)), fusions_(std::move(fusions)) {
+      : setup_(std::move(setup)), parts_(std::move(adapters), std::move(fusions)) {
     setup_.validate();
-    for (const auto& [name, adapter] : adapters_) {
-      if (adapter->hidden_size() != adapters_.front().second->hidden_size()) {
-        fail<ConfigError>("AdapterComposition: {} is for {} units, {} for {}; expected one hidden size", name,
-                          adapter->hidden_size(), adapters_.front().first, adapters_.front().second->hidden_size());
-      }
-    }
-    const std::vector<std::string> names = setup_.names();
-    if (std::none_of(names.begin(), names.end(), [this](const auto& name) { return find(name) != nullptr; })) {
-      fail<ConfigError>("AdapterComposition: the site has no adapter of {}: there is nothing to compose", setup_.text());
-    }
-    require_adapters(setup_);
+    parts_.check(setup_);
   }
 
   const AdapterSetup& setup() const noexcept { return setup_; }
@@ -74,7 +65,7 @@ class AdapterComposition {
     check_batch(h, r, "y", y, offsets);
     Run run{dropout != nullptr ? *dropout : DropoutKey{}, dropout != nullptr, executor};
     forward_node(setup_, h, r, norm, offsets, saved, run);
-    const Adapter<T>& last = last_adapter();
+    const Adapter<T>& last = parts_.last_of(setup_);
     const bool after = last.config().original_ln_after;
     const bool normed = after && kHasNorm<Norm>;
     if (normed) saved.before_block_norm.resize_discard(h.rows, h.cols);
@@ -94,7 +85,7 @@ class AdapterComposition {
     check_batch(h, r, "dy", dy, offsets);
     detail::check_shape("AdapterComposition::backward", "dh", dh, h.rows, h.cols);
     detail::check_shape("AdapterComposition::backward", "dr", dr, h.rows, h.cols);
-    const Adapter<T>& last = last_adapter();
+    const Adapter<T>& last = parts_.last_of(setup_);
     const bool after = last.config().original_ln_after;
     Matrix<T> g(h.rows, h.cols);
     if (after && kHasNorm<Norm>) {
@@ -139,63 +130,11 @@ class AdapterComposition {
     for (std::size_t i = 0; i < rows.size(); ++i) std::copy_n(from.row(static_cast<Index>(i)), from.cols, to.row(rows[i]));
   }
 
-  Adapter<T>* find(std::string_view name) const noexcept {
-    for (const auto& [own, adapter] : adapters_) {
-      if (own == name) return adapter;
-    }
-    return nullptr;
-  }
-  Adapter<T>& first_of(const AdapterSetup& setup) const noexcept {
-    return *find(setup.kind() == Kind::kFuse ? setup.last() : setup.first());
-  }
-  AdapterFusion<T>& fusion_of(const AdapterSetup& setup) const noexcept {
-    for (const auto& [own, fusion] : fusions_) {
-      if (own == setup.name()) return *fusion;
-    }
-    return *fusions_.front().second;  // not reached: the constructor has looked
-  }
-  /// The last adapter of the setup that is here: its fields say what follows.
-  const Adapter<T>& last_adapter() const noexcept {
-    const Adapter<T>* last = nullptr;
-    const auto walk = [&](const auto& self, const AdapterSetup& setup) -> void {
-      if (setup.is_single() && find(setup.name()) != nullptr) last = find(setup.name());
-      for (const AdapterSetup& child : setup.children()) self(self, child);
-    };
-    walk(walk, setup_);
-    return *last;
-  }
-  void require_adapters(const AdapterSetup& setup) const {
-    const auto require = [&](const std::string& name) {
-      if (find(name) == nullptr) {
-        fail<ConfigError>("AdapterComposition: {} needs the adapter \"{}\", which this site does not have", setup.text(),
-                          name);
-      }
-    };
-    if (!setup.is_single() && setup.kind() != Kind::kStack) require(setup.kind() == Kind::kFuse ? setup.last() : setup.first());
-    for (const AdapterSetup& child : setup.children()) {
-      if (child.is_single() && (setup.kind() == Kind::kAverage || setup.kind() == Kind::kSplit || setup.kind() == Kind::kFuse)) {
-        require(child.name());
-      }
-      if (setup.kind() == Kind::kFuse) require(child.last());
-      require_adapters(child);
-    }
-    if (setup.kind() != Kind::kFuse) return;
-    const auto found = std::find_if(fusions_.begin(), fusions_.end(), [&](const auto& e) { return e.first == setup.name(); });
-    if (found == fusions_.end()) {
-      fail<ConfigError>("AdapterComposition: {} needs the AdapterFusion layer \"{}\", which is not here", setup.text(),
-                        setup.name());
-    }
-    if (found->second->hidden_size() != adapters_.front().second->hidden_size()) {
-      fail<ConfigError>("AdapterComposition: the AdapterFusion layer \"{}\" is for {} units, its adapters for {}",
-                        setup.name(), found->second->hidden_size(), adapters_.front().second->hidden_size());
-    }
-  }
-
   template <class Y>
   void check_batch(MatrixView<const T> h, MatrixView<const T> r, std::string_view what, MatrixView<Y> y,
                    std::span<const Index> offsets) const {
     constexpr std::string_view kWho = "AdapterComposition";
-    const Index d = adapters_.front().second->hidden_size();
+    const Index d = parts_.hidden_size();
     detail::check_shape(kWho, "h (the branch's output)", h, h.rows, d);
     detail::check_shape(kWho, "r (the block's residual)", r, h.rows, d);
     detail::check_shape(kWho, what, y, h.rows, d);
@@ -214,7 +153,7 @@ class AdapterComposition {
     const MatrixView<T> out = saved.output.view();
     if (setup.kind() == Kind::kStack || setup.is_single()) return forward_stack(setup, h, r, norm, offsets, saved, run);
     saved.children.resize(setup.children().size());
-    Adapter<T>& first = first_of(setup);
+    Adapter<T>& first = parts_.first_of(setup);
     saved.input = first.input_of(h, r, norm, MatrixView<T>(), run.executor);
     if (setup.kind() == Kind::kFuse) return forward_fuse(setup, h, r, norm, offsets, saved, run);
     const MatrixView<const T> x = saved.input.x, a = saved.input.residual;
@@ -248,7 +187,7 @@ class AdapterComposition {
                      Norm& norm, std::span<const Index> offsets, Saved& saved, Run& run) const {
     if (!child.is_single()) return forward_node(child, x, r, norm, offsets, saved, run);
     saved.output.resize_discard(x.rows, x.cols);
-    if (Adapter<T>* adapter = find(child.name())) {
+    if (Adapter<T>* adapter = parts_.find(child.name())) {
       adapter->transform(x, a, saved.adapter, run.next(), saved.output.view(), run.executor);
     } else {
       detail::add_rows<T>(x, {}, saved.output.view(), run.executor);
@@ -259,7 +198,7 @@ class AdapterComposition {
   void forward_stack(const AdapterSetup& setup, MatrixView<const T> h, MatrixView<const T> r, Norm& norm,
                      std::span<const Index> offsets, Saved& saved, Run& run) const {
     if (setup.is_single()) {
-      Adapter<T>* adapter = find(setup.name());
+      Adapter<T>* adapter = parts_.find(setup.name());
       if (adapter == nullptr) {
         detail::add_rows<T>(h, {}, saved.output.view(), run.executor);
         return;
@@ -279,7 +218,7 @@ class AdapterComposition {
 
   /// The query, and the residual that AdapterFusion adds.
   MatrixView<const T> query_of(const AdapterSetup& setup, MatrixView<const T> h, const Saved& saved) const noexcept {
-    const bool before = fusion_of(setup).config().query_before_ln && !first_of(setup).config().is_parallel;
+    const bool before = parts_.fusion_of(setup).config().query_before_ln && !parts_.first_of(setup).config().is_parallel;
     return before ? h : saved.input.x;
   }
   MatrixView<const T> fused_residual(const Saved& saved) const noexcept {
@@ -302,7 +241,7 @@ class AdapterComposition {
         forward_node(own.children()[static_cast<std::size_t>(j)], from, r, norm, offsets, part, run);
         from = view(part.output);
       }
-      Adapter<T>& adapter = *find(own.last());
+      Adapter<T>& adapter = *parts_.find(own.last());
       if (stacked >= 0) {
         child.input = adapter.input_of(from, r, norm, MatrixView<T>(), run.executor);
         from = child.input.x;
@@ -312,8 +251,8 @@ class AdapterComposition {
                                    run.executor);
       updates.push_back(view(child.output));
     }
-    fusion_of(setup).forward(query_of(setup, h, saved), updates, fused_residual(saved), saved.output.view(), saved.fusion,
-                             run.next(), run.executor);
+    parts_.fusion_of(setup).forward(query_of(setup, h, saved), updates, fused_residual(saved), saved.output.view(),
+                                    saved.fusion, run.next(), run.executor);
   }
 
   /// dh = the gradient of the node's h, dr += that of r, given that of its output.
@@ -321,7 +260,7 @@ class AdapterComposition {
   void backward_node(const AdapterSetup& setup, MatrixView<const T> g, MatrixView<const T> h, Norm& norm,
                      const Saved& saved, MatrixView<T> dh, MatrixView<T> dr, ExecutorRef executor) const {
     if (setup.is_single()) {
-      Adapter<T>* adapter = find(setup.name());
+      Adapter<T>* adapter = parts_.find(setup.name());
       if (adapter == nullptr) {
         detail::add_rows<T>(g, {}, dh, executor);
         return;
@@ -366,7 +305,8 @@ class AdapterComposition {
       }
     }
     const bool has_a = saved.input.residual.data != nullptr;
-    first_of(setup).backward_input(saved.input, norm, dx.view(), has_a ? view(da) : MatrixView<const T>(), dh, dr, executor);
+    parts_.first_of(setup).backward_input(saved.input, norm, dx.view(), has_a ? view(da) : MatrixView<const T>(), dh, dr,
+                                          executor);
   }
 
   /// dx and da (where the block's a is used) are added to.
@@ -375,7 +315,7 @@ class AdapterComposition {
                       const Saved& saved, MatrixView<T> dx, MatrixView<T> da, MatrixView<T> dr,
                       ExecutorRef executor) const {
     Matrix<T> own(x.rows, x.cols), memory;
-    Adapter<T>* adapter = child.is_single() ? find(child.name()) : nullptr;
+    Adapter<T>* adapter = child.is_single() ? parts_.find(child.name()) : nullptr;
     if (adapter != nullptr) {
       const MatrixView<const T> own_da = adapter->backward_transform(g, x, saved.adapter, memory, own.view(), executor);
       if (!adapter->config().is_parallel) detail::add_rows<T>(own_da, da, da, executor);
@@ -388,7 +328,7 @@ class AdapterComposition {
   template <class Norm>
   void backward_fuse(const AdapterSetup& setup, MatrixView<const T> g, MatrixView<const T> h, Norm& norm,
                      const Saved& saved, MatrixView<T> dh, MatrixView<T> dr, ExecutorRef executor) const {
-    Adapter<T>& last = first_of(setup);
+    Adapter<T>& last = parts_.first_of(setup);
     std::vector<MatrixView<const T>> updates;
     std::vector<Matrix<T>> memory;
     std::vector<MatrixView<T>> gradients;
@@ -398,12 +338,12 @@ class AdapterComposition {
       gradients.push_back(memory.back().view());
     }
     Matrix<T> dquery(h.rows, h.cols), da(h.rows, h.cols), dx = zeros(h), own(h.rows, h.cols), before(h.rows, h.cols);
-    fusion_of(setup).backward(g, query_of(setup, h, saved), updates, fused_residual(saved), saved.fusion, dquery.view(),
-                              gradients, da.view(), executor);
+    parts_.fusion_of(setup).backward(g, query_of(setup, h, saved), updates, fused_residual(saved), saved.fusion,
+                                     dquery.view(), gradients, da.view(), executor);
     for (std::size_t i = 0; i < saved.children.size(); ++i) {
       const AdapterSetup& name = setup.children()[i];
       const Saved& child = saved.children[i];
-      Adapter<T>& adapter = *find(name.last());
+      Adapter<T>& adapter = *parts_.find(name.last());
       const bool stacked = !name.is_single();
       adapter.bottleneck().backward(view(memory[i]), stacked ? child.input.x : saved.input.x, child.adapter.bottleneck,
                                     Accumulate::kOverwrite, own.view(), executor);
@@ -419,7 +359,7 @@ class AdapterComposition {
       detail::add_rows<T>(view(own), dx.view(), dx.view(), executor);
     }
     const bool parallel = last.config().is_parallel;
-    const bool of_branch = fusion_of(setup).config().query_before_ln && !parallel;
+    const bool of_branch = parts_.fusion_of(setup).config().query_before_ln && !parallel;
     if (!of_branch) detail::add_rows<T>(view(dquery), dx.view(), dx.view(), executor);
     if (parallel) detail::add_rows<T>(view(da), dx.view(), dx.view(), executor);
     last.backward_input(saved.input, norm, dx.view(), parallel ? MatrixView<const T>() : view(da), dh, dr, executor);
@@ -439,8 +379,7 @@ class AdapterComposition {
   }
 
   AdapterSetup setup_;
-  NamedAdapters adapters_;
-  NamedFusions fusions_;
+  AdapterSiteParts<T> parts_;
 };
 
 PEFT_END_NAMESPACE

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "peft/lora.hpp"
-#include "peft/update_pass.hpp"
+#include "peft/one_update.hpp"
 
 PEFT_BEGIN_NAMESPACE
 

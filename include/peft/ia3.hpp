@@ -8,8 +8,8 @@
 #include <string_view>
 
 #include "peft/error.hpp"
+#include "peft/one_update.hpp"
 #include "peft/trained_matrix.hpp"
-#include "peft/update_pass.hpp"
 
 PEFT_BEGIN_NAMESPACE
 

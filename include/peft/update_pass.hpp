@@ -5,14 +5,17 @@
 /// DoRA under dropout is no part of G: w(g−1)∘(x̃·Wᵀ) is added by a second base product, as in PEFT.
 /// Saved for backward: what each update saves, and, where there is an output gain, the base's result [n, out].
 
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "peft/linear_update.hpp"
+#include "peft/mixed_layer.hpp"
 #include "peft/ops/add.hpp"
 #include "peft/ops/column_gain.hpp"
+#include "peft/update_change.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -25,33 +28,6 @@ struct PassSaved {
 };
 
 namespace detail {
-
-/// An update that is active on a module.
-template <Scalar T>
-struct ActiveUpdate {
-  LinearUpdate<T>* update = nullptr;
-  double weight = 1.0;
-  DropoutMask dropout{};
-  std::span<const std::uint8_t> rows{};  ///< 1 where the update acts on the row; empty: on all
-};
-
-/// What a merge makes of a layer; it owns what the change views.
-template <Scalar T>
-struct OwnedChange {
-  using A = Accumulator<T>;
-  Buffer<A> row_gain, column_gain, bias;
-  Matrix<A> weight;
-  std::vector<UpdateSaved<T>> factors;
-  std::vector<BasicMergeTerm<A>> terms;
-
-  /// Whether low-rank terms say it all.
-  bool only_terms() const noexcept {
-    return row_gain.empty() && column_gain.empty() && bias.empty() && weight.empty();
-  }
-  BasicLayerChange<A> view() const noexcept {
-    return {row_gain.view(), column_gain.view(), weight.view(), terms, bias.view()};
-  }
-};
 
 template <Scalar T>
 class UpdatePass {
@@ -76,7 +52,8 @@ class UpdatePass {
                           "or several copies, act on it at once; select one of them",
                           who_);
       }
-      mixed_ = true;
+      mixed_.emplace(base_, executor_);
+      for (const Active* one : replacements_) mixed_->add(*one->update->replacement(), one->weight);
     }
   }
 
@@ -106,7 +83,7 @@ class UpdatePass {
     Matrix<T> scaled;
     const MatrixView<const T> input = scaled_input(x, pass, scaled);
     if (mixed_) {
-      mixed_forward(input, y);
+      mixed_->forward(input, y);
     } else if (!has_gain_ && pass.in_gain.empty() && !terms.empty()) {
       layer_->forward_low_rank(input, terms, y, executor_);
       terms.clear();
@@ -199,7 +176,7 @@ class UpdatePass {
     if (!replacements_.empty()) {
       result.weight.resize_discard(base_.out_features(), base_.in_features());
       layer_->read_weight_rows(0, result.weight.view());
-      if (mixed_) mix_weights(result.weight);
+      if (mixed_) mixed_->mix_weight(result.weight);
     }
     if (!bias_changes) return result;
     const Buffer<A> base_bias = replacements_.empty() || mixed_ ? base_.read_bias() : Buffer<A>();
@@ -216,7 +193,7 @@ class UpdatePass {
         }
         result.row_gain[j] = gain;
       }
-      if (mixed_) on_bias *= base_share();
+      if (mixed_) on_bias *= mixed_->base_share();
       if (!base_bias.empty()) result.bias[j] = on_bias * base_bias[j];
     }
     for (const Active& one : active_) {
@@ -233,18 +210,6 @@ class UpdatePass {
     std::copy(values.flat().begin(), values.flat().end(), result.begin());
     return result;
   }
-  /// weight (the base's) = (1 − Σw)·base + Σ w·replacement.
-  void mix_weights(Matrix<A>& weight) const {
-    for (A& value : weight.flat()) value *= base_share();
-    Matrix<A> other(weight.rows(), weight.cols());
-    for (const Active* one : replacements_) {
-      one->update->replacement()->read_weight_rows(0, other.view());
-      for (Index i = 0; i < other.size(); ++i) {
-        weight.data()[i] += rounded(static_cast<A>(one->weight) * other.data()[i]);
-      }
-    }
-  }
-
   kernels::MaskBits mask_of(std::size_t i, MatrixView<const T> x, Buffer<std::uint8_t>& scratch) const {
     const Active& one = active_[i];
     kernels::MaskBits mask = one.dropout.bits(x.rows, x.cols, one.update->dropout(), scratch, executor_);
@@ -393,42 +358,15 @@ class UpdatePass {
     return result;
   }
 
-  // -- replacements ---------------------------------------------------------------------------------------------------
-  A base_share() const noexcept {
-    double share = 1.0;
-    for (const Active* one : replacements_) share -= one->weight;
-    return static_cast<A>(share);
-  }
-  /// y = (1 − Σw)·base(x) + Σ w·replacement(x).
-  void mixed_forward(MatrixView<const T> x, MatrixView<T> y) const {
-    base_.forward(x, y, executor_);
-    scale_all(MatrixView<const T>(y), base_share(), y);
-    Matrix<T> part(y.rows, y.cols);
-    for (const Active* one : replacements_) {
-      one->update->replacement()->forward(x, part.view(), executor_);
-      scale_all(std::as_const(part).view(), static_cast<A>(one->weight), part.view());
-      ops::add<T>(std::as_const(part).view(), y, executor_);
-    }
-  }
+  // -- the base, or what stands for it -------------------------------------------------------------------------------
   void base_backward(MatrixView<const T> d, MatrixView<T> dx, Accumulate mode,
                      const typename LinearUpdate<T>::GradTerms& terms) const {
-    if (!mixed_) {
+    if (mixed_) {
+      mixed_->backward(d, dx, mode);
+      add_input_grad_terms<T>(terms, dx, executor_);
+    } else {
       layer_->backward_low_rank(d, terms, dx, mode, executor_);
-      return;
     }
-    Matrix<T> part(d.rows, d.cols);
-    scale_all(d, base_share(), part.view());
-    base_.backward_input(std::as_const(part).view(), dx, mode, executor_);
-    for (const Active* one : replacements_) {
-      scale_all(d, static_cast<A>(one->weight), part.view());
-      one->update->replacement()->backward_input(std::as_const(part).view(), dx, Accumulate::kAdd, executor_);
-    }
-    add_input_grad_terms<T>(terms, dx, executor_);
-  }
-  void scale_all(MatrixView<const T> x, A by, MatrixView<T> y) const {
-    Buffer<A> gain(x.cols);
-    for (A& value : gain) value = by;
-    ops::column_gain<T>(x, std::as_const(gain).view(), {}, y, executor_);
   }
   void put_rows(MatrixView<const T> from, MatrixView<T> to) const {
     for (Index i = 0; i < from.rows; ++i) std::copy_n(from.row(i), from.cols, to.row(i));
@@ -449,39 +387,8 @@ class UpdatePass {
   std::vector<const Active*> replacements_;
   bool only_terms_ = true;
   bool has_gain_ = false;
-  bool mixed_ = false;
+  std::optional<MixedLayer<T>> mixed_;  // where replacements act at other weights than 1
 };
-
-/// One method over any base, for its own forward and backward members.
-template <Scalar T, class U, LinearLike<T> L>
-void forward_one(const L& base, const U& method, MatrixView<const T> x, MatrixView<T> y, UpdateSaved<T>* saved,
-                 PassSaved<T>* pass, const DropoutMask& dropout, std::string_view who, ExecutorRef executor) {
-  check_shape(who, "x", x, x.rows, method.in_features());
-  check_shape(who, "y", y, x.rows, method.out_features());
-  const AnyLinear<T> any = AnyLinear<T>::borrow(const_cast<L&>(base));
-  BorrowedUpdate<U, T> update(const_cast<U&>(method));  // forward reads it only
-  const ActiveUpdate<T> active{&update, 1.0, dropout, {}};
-  std::vector<UpdateSaved<T>> saves(1);
-  PassSaved<T> own;
-  if (saved != nullptr) std::swap(saves[0], *saved);
-  UpdatePass<T>(any, std::span(&active, 1), who, executor)
-      .forward(x, y, saves, pass != nullptr ? *pass : own, pass != nullptr);
-  if (saved != nullptr) std::swap(saves[0], *saved);
-}
-template <Scalar T, class U, LinearLike<T> L>
-void backward_one(const L& base, U& method, MatrixView<const T> dy, MatrixView<const T> x, UpdateSaved<T>& saved,
-                  const PassSaved<T>& pass, MatrixView<T> dx, Accumulate mode, std::string_view who,
-                  ExecutorRef executor) {
-  check_shape(who, "x", x, x.rows, method.in_features());
-  check_shape(who, "dy", dy, x.rows, method.out_features());
-  const AnyLinear<T> any = AnyLinear<T>::borrow(const_cast<L&>(base));
-  BorrowedUpdate<U, T> update(method);
-  const ActiveUpdate<T> active{&update, 1.0, saved.dropout, {}};
-  std::vector<UpdateSaved<T>> saves(1);
-  std::swap(saves[0], saved);
-  UpdatePass<T>(any, std::span(&active, 1), who, executor).backward(dy, x, saves, pass, dx, mode);
-  std::swap(saves[0], saved);
-}
 
 }  // namespace detail
 PEFT_END_NAMESPACE

@@ -13,8 +13,8 @@
 
 #include "peft/core/rng.hpp"
 #include "peft/error.hpp"
+#include "peft/one_update.hpp"
 #include "peft/trained_matrix.hpp"
-#include "peft/update_pass.hpp"
 
 PEFT_BEGIN_NAMESPACE
 

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "hosts/llama.hpp"
+#include "peft/core/thread_pool.hpp"
 #include "peft/pipeline/registry_loader.hpp"
 #include "peft/train/adamw.hpp"
 #include "support/catch.hpp"
@@ -95,5 +96,30 @@ TEMPLATE_TEST_CASE("added, trained two steps, saved and loaded: the same logits"
     LoraConfig saved = lora_on({"q_proj"});
     saved.modules_to_save = {"lm_head", "embed_tokens", "model.norm"};
     check_life<T>(saved, options, 7);
+  }
+}
+
+TEMPLATE_TEST_CASE("everything trained at once has the same bits for any number of threads", "", float, bf16) {
+  using T = TestType;
+  std::vector<float> bits;
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    Llama<T> model = tiny_llama<T>({.tied = true, .biases = true, .qk_norm = true});
+    model.set_executor(pool);
+    AdapterRegistry<T> registry;
+    registry.add_adapter("full", FullConfig{}, model.adapter_sites(), 3);
+    registry.set_adapter("full");
+    model.select(registry.selection());
+    AdapterConfig config = AdapterConfig::double_seq_bn();
+    config.reduction_factor = 2;
+    config.dropout = 0.2f;
+    model.set_adapters(std::make_shared<AdapterSet<T>>("task", AdapterLayout::kLlama, config, 8, 2, 7));
+    perturb_parameters(model);
+    LossSum sum;
+    model.forward_backward(tiny_llama_batch(), 1.0, 5, 1, sum);
+    std::vector<float> now = {static_cast<float>(sum.loss)};
+    model.for_each_parameter([&](const ParameterInfo&, auto, auto grad) { now.insert(now.end(), grad.begin(), grad.end()); });
+    if (threads == 1) bits = now;
+    CHECK(bits == now);
   }
 }
