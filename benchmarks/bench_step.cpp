@@ -70,8 +70,9 @@ PackedBatch random_batch(Index vocabulary) {
   return batch;
 }
 
-void lora_step(benchmark::State& state, bool all_linears) {
+void lora_step(benchmark::State& state, bool all_linears, DType saved = DType::kF32) {
   Llama<float> model = random_llama<float>(smollm2_135m());
+  model.set_saved_activations(saved);
   const std::vector<AdaptedLinear<float>*> sites = model.sites();
   AdapterRegistry<float> registry;
   registry.add_adapter("default", lora_of(all_linears), sites, 0);
@@ -140,6 +141,7 @@ int main(int argc, char** argv) {
       benchmark::RegisterBenchmark(name, run)->UseRealTime()->Unit(benchmark::kMillisecond);
     };
     add("lora_step/qv", [](benchmark::State& state) { lora_step(state, false); });
+    add("lora_step/qv_saved_bf16", [](benchmark::State& state) { lora_step(state, false, DType::kBF16); });
     add("lora_step/all_linears", [](benchmark::State& state) { lora_step(state, true); });
     add("products", products);
     benchmark::RunSpecifiedBenchmarks();

@@ -27,7 +27,7 @@ namespace fs = std::filesystem;
 struct TrainOptions {
   ModelOptions model;
   MethodOptions method;
-  std::string data, val, out, prompt_template = "chatml";
+  std::string data, val, out, prompt_template = "chatml", saved_activations = "f32";
   Index max_length = 256, max_records = -1, max_val_records = -1;
   std::string scheduler = "linear";
   peft::TrainerConfig trainer;
@@ -109,6 +109,7 @@ class TrainRun {
   }
 
   int operator()() {
+    if (options_.saved_activations == "bf16") session_.model().set_saved_activations(peft::DType::kBF16);
     trainable_ = started_.adapter.parameter_count();
     total_ = session_.model().parameter_count() + (method_.replaces_parameters() ? 0 : trainable_);
     progress_.line(fmt::format("{}: {} records, {} to validate; {} activations", options_.data, training_.records(),
@@ -116,6 +117,7 @@ class TrainRun {
     progress_.line(peft::trainable_parameters_text(trainable_, total_));
 
     peft::RunIdentity identity{{"model", model_fingerprint(options_.model.model)}, {"dtype", options_.model.dtype}};
+    if (options_.saved_activations != "f32") identity.emplace_back("--saved-activations", options_.saved_activations);
     if (!method_.prefix_init_text.empty()) identity.emplace_back("--prefix-init-text", method_.prefix_init_text);
     peft::TrainerCheckpointing<T> checkpointing(
         started_.adapter,
@@ -278,6 +280,10 @@ void add_train_command(CLI::App& app, Run& run) {
                      "validations without a lower loss before it stops; 0: never");
   command.add_flag("--load-best-model-at-end", t.load_best_model_at_end, "save the adapter of the lowest validation loss");
   command.add_option("--max-tokens-per-sub-batch", t.max_tokens_per_sub_batch, "bounds memory, not the gradient")
+      ->capture_default_str();
+  command.add_option("--saved-activations", o.saved_activations,
+                     "between forward and backward; bf16: half their memory, gradients of activations rounded to it")
+      ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
   command.add_option("--seed", t.seed, "of the adapter's start, the records' order and dropout")->capture_default_str();
   command.add_flag("--resume", o.resume, "go on with the run in --out, bit for bit");

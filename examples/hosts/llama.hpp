@@ -109,6 +109,11 @@ class Llama {
   const std::vector<std::shared_ptr<peft::AdapterSet<T>>>& adapter_sets() const noexcept {
     return std::as_const(*model_).adapters().sets();
   }
+  /// In which type training keeps activations between forward and backward: kF32, as they were computed, or kBF16, in half
+  /// the memory (hosts/llama_stored.hpp). Throws ConfigError for another, and where T has 16 bits already.
+  void set_saved_activations(peft::DType type) { model_->stored().set_type(type); }
+  /// Bytes that the last training pass keeps so.
+  Index saved_activation_bytes() { return model_->stored().bytes(); }
   peft::PromptHost prompt_host() const noexcept {
     const LlamaConfig& c = config();
     return {c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim};

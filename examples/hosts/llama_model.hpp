@@ -3,7 +3,8 @@
 ///   m = x + attention(rms_norm(x)),   x' = m + down(silu(gate) ∘ up),  gate, up from rms_norm(m)
 /// where an adapter (hosts/llama_adapters.hpp) may stand in the place of either sum. Every linear is a peft::AdaptedLinear,
 /// every norm a peft::AdaptedNorm, the embedding a peft::AdaptedEmbedding under Hugging Face's path.
-/// Training keeps x, q, k, v, a, m, gate, up and log-sum-exp per layer; norms and the SwiGLU product are made again.
+/// Training keeps x, q, k, v, a, m, gate, up and log-sum-exp per layer (hosts/llama_stored.hpp); norms and the SwiGLU product
+/// are made again.
 
 #include <algorithm>
 #include <memory>
@@ -18,6 +19,7 @@
 #include "hosts/llama_config.hpp"
 #include "hosts/llama_layer.hpp"
 #include "hosts/llama_norm.hpp"
+#include "hosts/llama_stored.hpp"
 #include "hosts/llama_weights.hpp"
 #include "hosts/names.hpp"
 #include "peft/adapted_embedding.hpp"
@@ -58,31 +60,30 @@ class LlamaModel {
   LlamaAdapters<T>& adapters() noexcept { return adapters_; }
   const LlamaAdapters<T>& adapters() const noexcept { return adapters_; }
   void set_executor(ExecutorRef executor) noexcept { executor_ = executor; }
+  LlamaStored<T>& stored() noexcept { return stored_; }
 
   // -- training ------------------------------------------------------------------------------------------------------
   /// The final norm's output [tokens, hidden]. It stays until the next call.
   MatrixView<const T> forward(const peft::PackedBatch& batch, const peft::TrainContext<T>& context) {
     batch.check();
     const Index own = batch.tokens(), tokens = own + virtual_tokens().rows();
-    layers_in_.resize(layers_.size() + 1);
-    saved_.resize(layers_.size());
-    for (auto& x : layers_in_) x.resize_discard(tokens, config_.hidden_size);
+    stored_.resize(config_, tokens);
     product_.resize_discard(tokens, config_.intermediate_size);
     attention_.start(batch);
     adapters_.start(batch, virtual_tokens().rows());
     const peft::DropoutKey dropout{context.seed, context.step, kPromptModule, 0};
     virtual_tokens().encode(context.dropout ? &dropout : nullptr, executor_);
-    embedding_.forward({batch.ids.data(), own}, layers_in_[0].view().row_range(0, own), context.selection, executor_);
+    embedding_.forward({batch.ids.data(), own}, stored_.input(0).view().row_range(0, own), context.selection, executor_);
     if (const auto& prompt = virtual_tokens().prompt()) {
-      prompt->write(layers_in_[0].view().row_range(own, virtual_tokens().rows()));
+      prompt->write(stored_.input(0).view().row_range(own, virtual_tokens().rows()));
     }
     for (Index i = 0; i < config_.num_hidden_layers; ++i) forward_layer(i, batch, context);
-    return normed(final_norm_, std::as_const(layers_in_.back()).view().row_range(0, own), context.selection);
+    return normed(final_norm_, stored_.output().view().row_range(0, own), context.selection);
   }
 
   /// Where the gradient of forward's result is to be written.
   MatrixView<T> gradient() {
-    const Matrix<T>& last = layers_in_.back();
+    const Matrix<T>& last = stored_.output();
     gradient_.resize_discard(last.rows(), last.cols());
     return gradient_.view().row_range(0, last.rows() - virtual_tokens().rows());
   }
@@ -91,7 +92,7 @@ class LlamaModel {
     const Index tokens = batch.tokens();
     const MatrixView<T> d = gradient_.view().row_range(0, tokens);
     std::fill_n(gradient_.data() + d.rows * d.cols, (gradient_.rows() - tokens) * d.cols, T(0.0f));
-    final_norm_.backward(d, std::as_const(layers_in_.back()).view().row_range(0, tokens), Accumulate::kOverwrite, d,
+    final_norm_.backward(d, stored_.output().view().row_range(0, tokens), Accumulate::kOverwrite, d,
                          context.selection, executor_);
     const bool input = virtual_tokens().trains_input() || embedding_.is_trained(context.selection);
     const Index lowest = input || virtual_tokens().trains() ? 0 : lowest_trained(context.selection);
@@ -140,11 +141,10 @@ class LlamaModel {
   static constexpr std::uint32_t kPromptModule = 0xFFFF0000u;  ///< of the P-tuning encoder's dropout masks
 
   void forward_layer(Index index, const peft::PackedBatch& batch, const peft::TrainContext<T>& context) {
-    const auto at = static_cast<std::size_t>(index);
-    const Layer& layer = layers_[at];
-    LlamaSaved<T>& s = saved_[at];
-    const Matrix<T>& x = layers_in_[at];
-    Matrix<T>& next = layers_in_[at + 1];
+    const Layer& layer = layers_[static_cast<std::size_t>(index)];
+    LlamaSaved<T>& s = stored_.begin(index);
+    const Matrix<T>& x = stored_.input(index);
+    Matrix<T>& next = stored_.input(index + 1);
     s.resize(config_, x.rows());
     attention_.forward(layer, index, batch, normed(layer.input_norm, x, context.selection), s,
                        adapters_.branch(index, Site::kAttention, s.of_attention_adapter, s.m), context, executor_);
@@ -156,14 +156,18 @@ class LlamaModel {
     layer.down.forward(std::as_const(product_).view(),
                        adapters_.branch(index, Site::kOutput, s.of_output_adapter, next), s.of_down, context, executor_);
     adapters_.join(index, Site::kOutput, s.m, s.of_output_adapter, next, &context, executor_);
+    stored_.put(index, executor_);
   }
 
   /// gradient_ holds d loss / d (layer's output) and receives that of its input, unless nothing below is trained.
   void backward_layer(Index index, const peft::PackedBatch& batch, bool want_input, const peft::TrainContext<T>& context) {
-    const auto at = static_cast<std::size_t>(index);
-    const Layer& layer = layers_[at];
-    LlamaSaved<T>& s = saved_[at];
-    const Matrix<T>& x = layers_in_[at];
+    backward_layer(index, batch, want_input, stored_.get(index, executor_), context);
+    stored_.done(index);
+  }
+  void backward_layer(Index index, const peft::PackedBatch& batch, bool want_input, LlamaSaved<T>& s,
+                      const peft::TrainContext<T>& context) {
+    const Layer& layer = layers_[static_cast<std::size_t>(index)];
+    const Matrix<T>& x = stored_.input(index);
     Matrix<T>& d = gradient_;
     const peft::Selection<T>& selection = context.selection;
     const bool input = want_input || layer.is_input_adapted(selection);
@@ -225,8 +229,7 @@ class LlamaModel {
   LlamaAdapters<T> adapters_;
   ExecutorRef executor_ = peft::default_executor();
   // Memory that is kept from step to step.
-  std::vector<Matrix<T>> layers_in_;
-  std::vector<LlamaSaved<T>> saved_;
+  LlamaStored<T> stored_;
   LlamaSaved<T> scratch_;
   Matrix<T> rows_, normed_, product_, gradient_, branch_, d_product_;
 };

@@ -1,0 +1,130 @@
+#pragma once
+/// What a Llama host's layers keep between forward and backward, in bf16 where that was asked for: half the memory of float.
+/// Forward is as without; backward sees activations that are rounded to eight bits of mantissa.
+
+#include <array>
+#include <cstddef>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "hosts/llama_config.hpp"
+#include "hosts/llama_layer.hpp"
+#include "hosts/names.hpp"
+#include "peft/core/parallel.hpp"
+#include "peft/kernels/convert.hpp"
+
+namespace peft_examples {
+
+/// The activations of all layers: each layer's input x and LlamaSaved. Without rounding every layer has memory of its own;
+/// with it the layers share one layer's, which put() empties into bf16 and get() fills again.
+template <Scalar T>
+class LlamaStored {
+ public:
+  /// kF32: as computed. Throws ConfigError for another type, or where T has 16 bits already.
+  void set_type(peft::DType type) {
+    if (type != peft::DType::kF32 && type != peft::DType::kBF16) {
+      peft::fail<peft::ConfigError>("Llama: saved activations of {}; expected f32 or bf16", peft::name_of(type));
+    }
+    if (type == peft::DType::kBF16 && sizeof(T) == 2) {
+      peft::fail<peft::ConfigError>("Llama: saved activations of bf16, and the activations have 16 bits already; leave it out");
+    }
+    rounds_ = type == peft::DType::kBF16;
+    inputs_.clear();
+    layers_.clear();
+    rounded_.clear();
+  }
+
+  /// Memory for a batch of so many rows.
+  void resize(const LlamaConfig& config, Index rows) {
+    const auto layers = static_cast<std::size_t>(config.num_hidden_layers);
+    inputs_.resize(rounds_ ? 2 : layers + 1);
+    layers_.resize(layers);
+    if (rounds_) rounded_.resize(layers);
+    for (auto& x : inputs_) x.resize_discard(rows, config.hidden_size);
+    count_ = config.num_hidden_layers;
+  }
+
+  /// The input of layer i; of the number of layers: the last one's output. With rounding, of neighbours two are there at a
+  /// time.
+  Matrix<T>& input(Index i) noexcept { return inputs_[static_cast<std::size_t>(rounds_ ? i % 2 : i)]; }
+  const Matrix<T>& output() const noexcept { return inputs_[static_cast<std::size_t>(rounds_ ? count_ % 2 : count_)]; }
+
+  /// What layer i keeps, before its forward.
+  LlamaSaved<T>& begin(Index i) noexcept {
+    LlamaSaved<T>& layer = layers_[static_cast<std::size_t>(i)];
+    if (rounds_) swap_activations(layer, shared_);
+    return layer;
+  }
+  /// After its forward.
+  void put(Index i, ExecutorRef executor) {
+    if (!rounds_) return;
+    const auto at = static_cast<std::size_t>(i);
+    auto to = rounded_[at].begin();
+    convert(input(i), *to++, executor);
+    for_each_activation(layers_[at], [&](const Matrix<T>& from) { convert(from, *to++, executor); });
+    swap_activations(layers_[at], shared_);
+  }
+  /// The same layer for its backward, input(i) included; done() gives it back.
+  LlamaSaved<T>& get(Index i, ExecutorRef executor) {
+    const auto at = static_cast<std::size_t>(i);
+    if (!rounds_) return layers_[at];
+    swap_activations(layers_[at], shared_);
+    auto from = rounded_[at].begin();
+    convert(*from++, input(i), executor);
+    for_each_activation(layers_[at], [&](Matrix<T>& to) { convert(*from++, to, executor); });
+    return layers_[at];
+  }
+  void done(Index i) noexcept {
+    if (rounds_) swap_activations(layers_[static_cast<std::size_t>(i)], shared_);
+  }
+
+  /// Bytes of inputs and activations, without what adapters keep.
+  Index bytes() {
+    Index count = 0, rounded = 0;
+    for (const auto& x : inputs_) count += x.size();
+    for (auto& layer : layers_) for_each_activation(layer, [&](const Matrix<T>& x) { count += x.size(); });
+    for_each_activation(shared_, [&](const Matrix<T>& x) { count += x.size(); });
+    for (const auto& layer : rounded_) {
+      for (const auto& x : layer) rounded += x.size();
+    }
+    return count * static_cast<Index>(sizeof(T)) + rounded * static_cast<Index>(sizeof(peft::bf16));
+  }
+
+ private:
+  static constexpr std::size_t kActivations = 9;
+  using Rounded = std::array<Matrix<peft::bf16>, 1 + kActivations>;  // the input first
+
+  template <class Visitor>
+  static void for_each_activation(LlamaSaved<T>& s, Visitor&& visit) {
+    for (Matrix<T>* x : {&s.q, &s.k, &s.v, &s.a, &s.m, &s.gate, &s.up, &s.unnormed_q, &s.unnormed_k}) visit(*x);
+  }
+  static void swap_activations(LlamaSaved<T>& x, LlamaSaved<T>& y) noexcept {
+    Matrix<T>* from[] = {&x.q, &x.k, &x.v, &x.a, &x.m, &x.gate, &x.up, &x.unnormed_q, &x.unnormed_k};
+    std::size_t i = 0;
+    for_each_activation(y, [&](Matrix<T>& to) { std::swap(*from[i++], to); });
+  }
+
+  template <class From, class To>
+  static void convert(const Matrix<From>& from, Matrix<To>& to, ExecutorRef executor) {
+    to.resize_discard(from.rows(), from.cols());
+    constexpr Index kRows = 64;
+    peft::parallel_for_ranges(executor, from.rows(), kRows, [&](Index first, Index last) {
+      const Index begin = first * from.cols(), count = (last - first) * from.cols();
+      if constexpr (std::is_same_v<T, double>) {
+        for (Index i = begin; i < begin + count; ++i) to.data()[i] = static_cast<To>(static_cast<float>(from.data()[i]));
+      } else {
+        peft::kernels::convert(count, from.data() + begin, peft::dtype_of<From>(), to.data() + begin, peft::dtype_of<To>());
+      }
+    });
+  }
+
+  bool rounds_ = false;
+  Index count_ = 0;
+  std::vector<Matrix<T>> inputs_;
+  std::vector<LlamaSaved<T>> layers_;
+  std::vector<Rounded> rounded_;
+  LlamaSaved<T> shared_;
+};
+
+}  // namespace peft_examples
