@@ -12,6 +12,7 @@
 
 #include "peft/checkpoint/adapter_parameters.hpp"
 #include "peft/checkpoint/adapterhub_adapter.hpp"
+#include "peft/checkpoint/read_unchanged.hpp"
 #include "peft/io/atomic_directory.hpp"
 #include "peft/io/safetensors.hpp"
 #include "peft/io/safetensors_writer.hpp"
@@ -121,29 +122,13 @@ inline void write_hub_files(AtomicDirectory& set, const HubFiles& files, const J
   weights.finish();
 }
 
-/// `read(before)` again where another process saved meanwhile: configuration and weights of two saves do not go together.
+/// read() of one save; see read_unchanged.hpp.
 template <class Read>
 auto read_hub(const std::filesystem::path& folder, const HubFiles& files, Read&& read) {
-  const auto times = [&] {
-    std::vector<std::filesystem::file_time_type> result;
-    for (const std::string_view name : {files.config, files.weights}) {
-      std::error_code error;
-      result.push_back(std::filesystem::last_write_time(AtomicDirectory::locate(folder, name), error));
-    }
-    return result;
-  };
-  constexpr int kTries = 8;
-  for (int attempt = 0; attempt < kTries; ++attempt) {
-    const auto before = times();
-    try {
-      require_hub_files(folder, files);
-      auto result = read();
-      if (times() == before) return result;
-    } catch (const Error&) {
-      if (times() == before) throw;
-    }
-  }
-  fail<IoError>("{} folder {}: it keeps changing while it is read", files.what, folder.string());
+  return read_unchanged(folder, files.config, files.weights, fmt::format("{} folder", files.what), [&] {
+    require_hub_files(folder, files);
+    return read();
+  });
 }
 
 inline std::vector<TensorRef> hub_tensors(const std::filesystem::path& path) {

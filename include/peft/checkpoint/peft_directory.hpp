@@ -3,9 +3,6 @@
 /// "base_model.model." + the module's path + ".lora_A.weight" [r,in] or ".lora_B.weight" [out,r], and likewise of other
 /// methods. The adapter's name is not in the keys: one other than "default" stands in a sub-folder of that name.
 
-#include <sys/stat.h>
-
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -18,6 +15,7 @@
 
 #include "peft/checkpoint/adapter_config_json.hpp"
 #include "peft/checkpoint/peft_adapter.hpp"
+#include "peft/checkpoint/read_unchanged.hpp"
 #include "peft/io/atomic_directory.hpp"
 #include "peft/io/safetensors.hpp"
 #include "peft/io/safetensors_writer.hpp"
@@ -84,34 +82,6 @@ inline void require_adapter(const std::filesystem::path& folder) {
                 inside.empty() ? "" : "; its sub-folders hold adapters of these names: " + inside);
 }
 
-/// Which files stand in the folder now: saving puts new ones in their place. The time of the last change tells a new
-/// file from an old one whose number it got.
-struct AdapterIdentity {
-  struct File {
-    dev_t device{};
-    ino_t number{};
-    std::int64_t seconds = 0;
-    std::int64_t nanoseconds = 0;
-    friend bool operator==(const File&, const File&) = default;
-  };
-  std::array<File, 2> files{};
-
-  explicit AdapterIdentity(const std::filesystem::path& folder) noexcept {
-    const std::string_view names[] = {kAdapterConfig, kAdapterModel};
-    for (std::size_t i = 0; i < files.size(); ++i) {
-      struct stat status {};
-      if (::stat(AtomicDirectory::locate(folder, names[i]).c_str(), &status) != 0) continue;
-#if defined(__APPLE__)
-      const timespec& changed = status.st_ctimespec;
-#else
-      const timespec& changed = status.st_ctim;
-#endif
-      files[i] = {status.st_dev, status.st_ino, changed.tv_sec, changed.tv_nsec};
-    }
-  }
-  friend bool operator==(const AdapterIdentity&, const AdapterIdentity&) = default;
-};
-
 inline AnyPeftAdapter read_any_adapter(const std::filesystem::path& folder) {
   const std::filesystem::path weights = AtomicDirectory::locate(folder, kAdapterModel);
   const std::filesystem::path config = AtomicDirectory::locate(folder, kAdapterConfig);
@@ -144,23 +114,13 @@ inline PeftAdapter read_adapter(const std::filesystem::path& folder) {
   return result;
 }
 
-/// read(place) until the files stayed the same meanwhile: another process may save while this one reads, and
-/// configuration and weights of two saves do not go together. Where the files changed, what was read, or failed to be
-/// read, does not count.
+/// read(place) of one save; see read_unchanged.hpp.
 template <class Read>
-auto read_unchanged(const std::filesystem::path& place, Read&& read) {
-  constexpr int kTries = 8;
-  for (int attempt = 0; attempt < kTries; ++attempt) {
-    const AdapterIdentity before(place);
-    try {
-      require_adapter(place);
-      auto result = read(place);
-      if (AdapterIdentity(place) == before) return result;
-    } catch (const Error&) {
-      if (AdapterIdentity(place) == before) throw;
-    }
-  }
-  fail<IoError>("adapter folder {}: it keeps changing while it is read", place.string());
+auto read_adapter_folder(const std::filesystem::path& place, Read&& read) {
+  return read_unchanged(place, kAdapterConfig, kAdapterModel, "adapter folder", [&] {
+    require_adapter(place);
+    return read(place);
+  });
 }
 
 }  // namespace detail
@@ -168,13 +128,13 @@ auto read_unchanged(const std::filesystem::path& place, Read&& read) {
 /// Reads and checks a LoRA adapter: every key understood, A and B complete and fitting, ranks as the configuration has
 /// them. The tensors stay in the mapped file. Throws IoError, FormatError, ConfigError, ShapeError.
 inline PeftAdapter load_peft_adapter(const std::filesystem::path& folder, std::string_view name = "default") {
-  return detail::read_unchanged(detail::adapter_folder(folder, name), detail::read_adapter);
+  return detail::read_adapter_folder(detail::adapter_folder(folder, name), detail::read_adapter);
 }
 
 /// Reads an adapter of any method: the configuration, and tensors that are numbers; a LoRA's are checked as by
 /// load_peft_adapter. Throws IoError, FormatError, ConfigError, ShapeError.
 inline AnyPeftAdapter load_any_peft_adapter(const std::filesystem::path& folder, std::string_view name = "default") {
-  return detail::read_unchanged(detail::adapter_folder(folder, name), detail::read_any_adapter);
+  return detail::read_adapter_folder(detail::adapter_folder(folder, name), detail::read_any_adapter);
 }
 
 /// Writes both files into a set that the caller commits, say with a training's state. `tensors` are named by parameter

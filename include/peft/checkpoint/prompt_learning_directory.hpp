@@ -95,20 +95,7 @@ inline PromptLearningAdapter read_prompt_learning(const std::filesystem::path& f
 /// Reads and checks a prefix or prompt: every field understood, one key, of the shape that the configuration gives, finite.
 /// Throws IoError, FormatError, ConfigError, ShapeError, NumericError.
 inline PromptLearningAdapter load_prompt_learning(const std::filesystem::path& folder, std::string_view name = "default") {
-  const std::filesystem::path place = detail::adapter_folder(folder, name);
-  // As load_peft_adapter: what was read while another process saved does not count.
-  constexpr int kTries = 8;
-  for (int attempt = 0; attempt < kTries; ++attempt) {
-    const detail::AdapterIdentity before(place);
-    try {
-      detail::require_adapter(place);
-      PromptLearningAdapter result = detail::read_prompt_learning(place);
-      if (detail::AdapterIdentity(place) == before) return result;
-    } catch (const Error&) {
-      if (detail::AdapterIdentity(place) == before) throw;
-    }
-  }
-  fail<IoError>("adapter folder {}: it keeps changing while it is read", place.string());
+  return detail::read_adapter_folder(detail::adapter_folder(folder, name), detail::read_prompt_learning);
 }
 
 /// Writes both files into a set that the caller commits. `inference_mode` is written as true, as PEFT does. Throws as
