@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <fstream>
 #include <functional>
 #include <limits>
 #include <thread>
@@ -503,4 +504,33 @@ TEST_CASE("adapter folder: who reads while another saves gets one save's files, 
   CHECK(reads > 0);
   CHECK(restless < 1000);
   CHECK(load(folder.path()) == 59);
+}
+
+TEST_CASE("files that move, or come, while they are read are read again; what stays wrong is said") {
+  const ScratchFolder folder;
+  const std::string names[] = {"adapter_config.json", "adapter_model.safetensors"};
+  const auto pending = folder.path() / ".peft-commit";
+  const auto read_after = [&](const auto& disturb, int disturbances) {
+    int calls = 0;
+    detail::read_unchanged(folder.path(), names[0], names[1], "folder", [&] {
+      if (++calls <= disturbances) {
+        disturb();
+        fail<IoError>("gone");
+      }
+      return calls;
+    });
+    return calls;
+  };
+  std::filesystem::create_directories(pending);
+  for (const std::string& name : names) std::ofstream(pending / name) << "1";
+  CHECK(read_after(
+            [&] {
+              for (const std::string& name : names) std::filesystem::rename(pending / name, folder.path() / name);
+            },
+            1) == 2);
+  CHECK_THROWS_AS(read_after([] {}, 1), IoError);  // nothing changed: the error is the file's
+  std::filesystem::remove(folder.path() / names[1]);
+  CHECK(read_after([&] { std::ofstream(folder.path() / names[1]) << "1"; }, 1) == 2);
+  std::filesystem::remove(folder.path() / names[1]);
+  CHECK_THROWS_WITH(read_after([] {}, 100), "gone");  // missing for good
 }
