@@ -6,8 +6,7 @@
 import sys
 
 import torch
-from common import measure, report, smollm2_135m
-from lora_step import SEQUENCES, TOKENS
+from common import report_training, smollm2_135m
 
 
 def main(name):
@@ -20,16 +19,7 @@ def main(name):
     adapters.init(model)
     model.add_adapter("default", config=name)
     model.train_adapter("default")
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4, weight_decay=0.0)
-    ids = torch.randint(0, 49152, (SEQUENCES, TOKENS // SEQUENCES))
-
-    def run():
-        optimizer.zero_grad()
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        optimizer.step()
-
-    report(**{"tok/s": TOKENS / measure(run, 4)})
+    report_training(model, use_cache=False)
 
 
 if __name__ == "__main__":

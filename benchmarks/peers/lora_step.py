@@ -6,9 +6,7 @@
 import sys
 
 import torch
-from common import lora_of, measure, report, smollm2_135m
-
-TOKENS, SEQUENCES = 512, 4
+from common import TOKENS, lora_of, measure, report, report_training, smollm2_135m
 
 
 def lora_step(all_linears):
@@ -17,16 +15,7 @@ def lora_step(all_linears):
 
     torch.manual_seed(0)
     model = get_peft_model(LlamaForCausalLM(smollm2_135m()).float(), lora_of(all_linears))
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4, weight_decay=0.0)
-    ids = torch.randint(0, 49152, (SEQUENCES, TOKENS // SEQUENCES))
-
-    def run():
-        optimizer.zero_grad()
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        optimizer.step()
-
-    report(**{"tok/s": TOKENS / measure(run, 4)})
+    report_training(model, use_cache=False)
 
 
 def products():

@@ -6,7 +6,7 @@
 import sys
 
 import torch
-from lora_step import SEQUENCES, TOKENS, measure, report
+from common import report_training, smollm2_135m
 
 VIRTUAL_TOKENS = 20
 
@@ -25,24 +25,12 @@ def config_of(method):
 
 def main(method):
     from peft import get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-                         num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=2048,
-                         tie_word_embeddings=True)
-    model = get_peft_model(LlamaForCausalLM(config).float(), config_of(method))
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4, weight_decay=0.0)
-    ids = torch.randint(0, 49152, (SEQUENCES, TOKENS // SEQUENCES))
-
-    def run():
-        optimizer.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-
-    report(**{"tok/s": TOKENS / measure(run, 4)})
+    model = get_peft_model(LlamaForCausalLM(smollm2_135m()).float(), config_of(method))
+    report_training(model)
 
 
 if __name__ == "__main__":

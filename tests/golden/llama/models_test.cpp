@@ -60,6 +60,19 @@ Matrix<Accumulator<T>> all_logits(Llama<T>& model, const Golden& golden) {
 // and the softmax of q·k, which are larger than 1 here, makes more of it: 2^8 roundings.
 constexpr double kTolerance = 0x1p8 * 0x1p-24;
 
+template <class A>
+void check_gradient(const ParameterInfo& info, VectorView<A> grad, const Matrix<float>& want) {
+  double norm = 0, difference = 0;
+  for (Index i = 0; i < grad.size; ++i) {
+    const auto expected = static_cast<double>(want.flat()[i]);
+    norm += expected * expected;
+    difference += (static_cast<double>(grad[i]) - expected) * (static_cast<double>(grad[i]) - expected);
+  }
+  INFO(info.name);
+  // Forward and backward in float32: twice the roundings of the logits.
+  CHECK(std::sqrt(difference) <= 2 * kTolerance * std::sqrt(norm));
+}
+
 }  // namespace
 
 TEST_CASE("every model type's logits and loss equal transformers'") {
@@ -138,15 +151,7 @@ TEMPLATE_TEST_CASE("LoRA gradients through biases and norms of q and k equal pef
     std::size_t seen = 0;
     model.for_each_parameter([&](const ParameterInfo& info, auto, auto grad) {
       const Matrix<float> want = file.tensor("grad." + std::string(info.name)).to_matrix();
-      double norm = 0, difference = 0;
-      for (Index i = 0; i < grad.size; ++i) {
-        const auto expected = static_cast<double>(want.flat()[i]);
-        norm += expected * expected;
-        difference += (static_cast<double>(grad[i]) - expected) * (static_cast<double>(grad[i]) - expected);
-      }
-      INFO(info.name);
-      // Forward and backward in float32: twice the roundings of the logits.
-      CHECK(std::sqrt(difference) <= 2 * kTolerance * std::sqrt(norm));
+      check_gradient(info, grad, want);
       ++seen;
     });
     CHECK(seen == 2 * 7 * 2);
@@ -173,15 +178,7 @@ TEMPLATE_TEST_CASE("full fine-tuning's gradients of every parameter equal transf
     model.for_each_parameter([&](const ParameterInfo& info, auto, auto grad) {
       const Matrix<float> want = file.tensor(std::string(info.name)).to_matrix();
       REQUIRE(want.size() == grad.size);
-      double norm = 0, difference = 0;
-      for (Index i = 0; i < grad.size; ++i) {
-        const auto expected = static_cast<double>(want.flat()[i]);
-        norm += expected * expected;
-        difference += (static_cast<double>(grad[i]) - expected) * (static_cast<double>(grad[i]) - expected);
-      }
-      INFO(info.name);
-      // As the adapters' above.
-      CHECK(std::sqrt(difference) <= 2 * kTolerance * std::sqrt(norm));
+      check_gradient(info, grad, want);
       ++seen;
     });
     CHECK(seen == file.tensors().size());

@@ -1,6 +1,6 @@
 """torch + transformers + peft: switch, load and merge of bench_lora.cpp; adapters of rank 8 on all linears.
 
-    adapters.py switch|load|merge     prints one line of JSON
+    switch_load_merge.py switch|load|merge     prints one line of JSON
 """
 
 import statistics
