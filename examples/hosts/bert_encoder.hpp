@@ -240,7 +240,7 @@ class BertEncoder {
       const Index first = batch.offsets[i], count = segments_[i].keys.rows;
       grad_segments_.push_back({d_keys_.view().row_range(first, count), d_values_.view().row_range(first, count), {}, {}});
     }
-    peft::ops::attention_backward<T>(std::as_const(d_attention_).view(), s.q, s.a, s.log_sum_exp, segments_,
+    peft::ops::attention_backward<T>(std::as_const(d_attention_).view(), s.q, s.log_sum_exp, segments_,
                                      shape(layer, own), d_attention_, grad_segments_, executor_);
     const MatrixView<const T> going_on = only_first ? std::as_const(s.first).view() : x.view();
     layer.query.backward(std::as_const(d_attention_).view(), going_on, s.of_query, want_input ? d.view() : MatrixView<T>(),

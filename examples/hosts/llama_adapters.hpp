@@ -70,6 +70,8 @@ class LlamaAdapters {
   bool has(Index layer, Site site) const noexcept {
     return composition(layer, site) != nullptr || single(layer, site) != nullptr;
   }
+  /// Whether join with what it left in `saved` gives the same again.
+  bool can_join_again(Index layer, Site site) const noexcept { return single(layer, site) != nullptr; }
   /// Layers have adapters from this one on; `layers` where there are none.
   Index lowest(Index layers) const noexcept {
     Index layer = 0;

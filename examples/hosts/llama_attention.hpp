@@ -44,7 +44,7 @@ class LlamaAttention {
   /// What follows is about the rows of this batch.
   void start(const peft::PackedBatch& batch) { virtual_.positions(batch, positions_); }
 
-  /// out [tokens, hidden] of x, leaving q, k, v and a in `s`.
+  /// out [tokens, hidden] of x, leaving q, k and v in `s`, and a where o_proj is adapted, whose backward reads it.
   void forward(const Layer& layer, Index index, const peft::PackedBatch& batch, MatrixView<const T> x, Saved& s,
                MatrixView<T> out, const peft::TrainContext<T>& context, ExecutorRef executor) {
     layer.q.forward(x, has_norms_ ? s.unnormed_q : s.q, s.of_q, context, executor);
@@ -53,21 +53,27 @@ class LlamaAttention {
     if (has_norms_) norm_heads(layer, s.unnormed_q, s.unnormed_k, s.q, s.k, context.selection, executor);
     rotate(s.q, s.k, executor);
     virtual_.segments(batch, index, s.k, s.v, segments_);
-    peft::ops::attention_forward<T>(s.q, segments_, shape_, s.a, s.log_sum_exp, executor);
-    layer.o.forward(std::as_const(s.a).view(), out, s.of_o, context, executor);
+    const bool keep = layer.o.is_adapted(context.selection);
+    if (!keep) s.a.resize_discard(0, s.q.cols());
+    Matrix<T>& a = keep ? s.a : a_;
+    a.resize_discard(s.q.rows(), s.q.cols());
+    peft::ops::attention_forward<T>(s.q, segments_, shape_, a, s.log_sum_exp, executor);
+    layer.o.forward(std::as_const(a).view(), out, s.of_o, context, executor);
   }
 
   /// The first half of backward: from the gradient of `out` to those of q, k and v as attention took them, which stay here.
   void backward_heads(const Layer& layer, Index index, const peft::PackedBatch& batch, MatrixView<const T> d_out, Saved& s,
                       const peft::TrainContext<T>& context, ExecutorRef executor) {
-    d_q_.resize_discard(s.a.rows(), s.a.cols());
+    d_q_.resize_discard(s.q.rows(), s.q.cols());
     d_k_.resize_discard(s.k.rows(), s.k.cols());
     d_v_.resize_discard(s.v.rows(), s.v.cols());
-    layer.o.backward(d_out, std::as_const(s.a).view(), s.of_o, d_q_, Accumulate::kOverwrite, context, executor);
+    const bool kept = layer.o.is_adapted(context.selection);
+    const MatrixView<const T> a = kept ? std::as_const(s.a).view() : MatrixView<const T>(nullptr, s.q.rows(), s.q.cols());
+    layer.o.backward(d_out, a, s.of_o, d_q_, Accumulate::kOverwrite, context, executor);
     virtual_.segments(batch, index, s.k, s.v, segments_);
     virtual_.grad_segments(segments_, index, d_k_, d_v_, grad_segments_);
-    peft::ops::attention_backward<T>(std::as_const(d_q_).view(), s.q, s.a, s.log_sum_exp, segments_, shape_, d_q_,
-                                     grad_segments_, executor);
+    peft::ops::attention_backward<T>(std::as_const(d_q_).view(), s.q, s.log_sum_exp, segments_, shape_, d_q_, grad_segments_,
+                                     executor);
   }
   /// The second half: dx is overwritten with the gradient of x, or left out where it has no memory.
   void backward_input(const Layer& layer, MatrixView<const T> x, const Saved& s, MatrixView<T> dx,
@@ -113,8 +119,9 @@ class LlamaAttention {
       if (prefix) segments_.back().prefix_keys = prefix->keys(index), segments_.back().prefix_values = prefix->values(index);
       row += counts[i];
     }
-    peft::ops::attention_forward<T>(s.q, segments_, shape_, s.a, {}, executor);
-    layer.o.forward(std::as_const(s.a).view(), out, selection, executor);
+    a_.resize_discard(s.q.rows(), s.q.cols());
+    peft::ops::attention_forward<T>(s.q, segments_, shape_, a_, {}, executor);
+    layer.o.forward(std::as_const(a_).view(), out, selection, executor);
   }
 
  private:
@@ -146,7 +153,7 @@ class LlamaAttention {
   LlamaRope<A> rope_;
   VirtualTokens<T> virtual_;
   std::vector<std::int32_t> positions_;
-  Matrix<T> d_q_, d_k_, d_v_;
+  Matrix<T> a_, d_q_, d_k_, d_v_;
   std::vector<peft::ops::AttentionSegment<T>> segments_;
   std::vector<peft::ops::AttentionGradSegment<T>> grad_segments_;
 };

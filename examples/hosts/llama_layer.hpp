@@ -104,7 +104,6 @@ struct LlamaSaved {
     q.resize_discard(tokens, query);
     k.resize_discard(tokens, key);
     v.resize_discard(tokens, key);
-    a.resize_discard(tokens, query);
     m.resize_discard(tokens, c.hidden_size);
     gate.resize_discard(tokens, c.intermediate_size);
     up.resize_discard(tokens, c.intermediate_size);

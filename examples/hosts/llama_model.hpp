@@ -3,8 +3,8 @@
 ///   m = x + attention(rms_norm(x)),   x' = m + down(silu(gate) ∘ up),  gate, up from rms_norm(m)
 /// where an adapter (hosts/llama_adapters.hpp) may stand in the place of either sum. Every linear is a peft::AdaptedLinear,
 /// every norm a peft::AdaptedNorm, the embedding a peft::AdaptedEmbedding under Hugging Face's path.
-/// Training keeps x, q, k, v, a, m, gate, up and log-sum-exp per layer (hosts/llama_stored.hpp); norms and the SwiGLU product
-/// are made again.
+/// Training keeps x, q, k, v, m, gate, up and log-sum-exp per layer (hosts/llama_stored.hpp), and attention's result where
+/// o_proj is adapted; norms, the SwiGLU product and an x that an adapter wrote are made again.
 
 #include <algorithm>
 #include <memory>
@@ -67,7 +67,7 @@ class LlamaModel {
   MatrixView<const T> forward(const peft::PackedBatch& batch, const peft::TrainContext<T>& context) {
     batch.check();
     const Index own = batch.tokens(), tokens = own + virtual_tokens().rows();
-    stored_.resize(config_, tokens);
+    stored_.resize(config_, tokens, [&](Index i) { return adapters_.can_join_again(i - 1, Site::kOutput); });
     product_.resize_discard(tokens, config_.intermediate_size);
     attention_.start(batch);
     adapters_.start(batch, virtual_tokens().rows());
@@ -161,6 +161,10 @@ class LlamaModel {
 
   /// gradient_ holds d loss / d (layer's output) and receives that of its input, unless nothing below is trained.
   void backward_layer(Index index, const peft::PackedBatch& batch, bool want_input, const peft::TrainContext<T>& context) {
+    if (stored_.is_made_again(index)) {
+      LlamaSaved<T>& below = stored_.layer(index - 1);
+      adapters_.join(index - 1, Site::kOutput, below.m, below.of_output_adapter, stored_.input(index), &context, executor_);
+    }
     backward_layer(index, batch, want_input, stored_.get(index, executor_), context);
     stored_.done(index);
   }

@@ -31,24 +31,39 @@ class LlamaStored {
     }
     rounds_ = type == peft::DType::kBF16;
     inputs_.clear();
+    pair_.clear();
     layers_.clear();
     rounded_.clear();
   }
 
-  /// Memory for a batch of so many rows.
-  void resize(const LlamaConfig& config, Index rows) {
-    const auto layers = static_cast<std::size_t>(config.num_hidden_layers);
-    inputs_.resize(rounds_ ? 2 : layers + 1);
+  /// Memory for a batch of so many rows. made_again(i): before layer i's backward the caller writes input(i) anew, from what
+  /// the layer below keeps; those inputs share the memory of two. Not with rounding, where all do.
+  template <class MadeAgain>
+  void resize(const LlamaConfig& config, Index rows, MadeAgain&& made_again) {
+    count_ = config.num_hidden_layers;
+    const auto layers = static_cast<std::size_t>(count_);
     layers_.resize(layers);
     if (rounds_) rounded_.resize(layers);
-    for (auto& x : inputs_) x.resize_discard(rows, config.hidden_size);
-    count_ = config.num_hidden_layers;
+    inputs_.resize(layers + 1);
+    pair_.resize(2);
+    made_again_.assign(layers + 1, false);
+    for (std::size_t i = 1; i <= layers && !rounds_; ++i) made_again_[i] = made_again(static_cast<Index>(i));
+    for (Index i = 0; i <= count_; ++i) {
+      Matrix<T>& own = inputs_[static_cast<std::size_t>(i)];
+      own.resize_discard(shares_memory(i) ? 0 : rows, config.hidden_size);
+      if (shares_memory(i)) pair_[static_cast<std::size_t>(i % 2)].resize_discard(rows, config.hidden_size);
+    }
   }
 
-  /// The input of layer i; of the number of layers: the last one's output. With rounding, of neighbours two are there at a
-  /// time.
-  Matrix<T>& input(Index i) noexcept { return inputs_[static_cast<std::size_t>(rounds_ ? i % 2 : i)]; }
-  const Matrix<T>& output() const noexcept { return inputs_[static_cast<std::size_t>(rounds_ ? count_ % 2 : count_)]; }
+  /// The input of layer i; of the number of layers: the last one's output. Where memory is shared, of neighbours two are
+  /// there at a time.
+  Matrix<T>& input(Index i) noexcept {
+    return shares_memory(i) ? pair_[static_cast<std::size_t>(i % 2)] : inputs_[static_cast<std::size_t>(i)];
+  }
+  const Matrix<T>& output() noexcept { return input(count_); }
+  bool is_made_again(Index i) const noexcept { return made_again_[static_cast<std::size_t>(i)]; }
+  /// What layer i keeps, as it is.
+  LlamaSaved<T>& layer(Index i) noexcept { return layers_[static_cast<std::size_t>(i)]; }
 
   /// What layer i keeps, before its forward.
   LlamaSaved<T>& begin(Index i) noexcept {
@@ -83,6 +98,7 @@ class LlamaStored {
   Index bytes() {
     Index count = 0, rounded = 0;
     for (const auto& x : inputs_) count += x.size();
+    for (const auto& x : pair_) count += x.size();
     for (auto& layer : layers_) for_each_activation(layer, [&](const Matrix<T>& x) { count += x.size(); });
     for_each_activation(shared_, [&](const Matrix<T>& x) { count += x.size(); });
     for (const auto& layer : rounded_) {
@@ -119,9 +135,12 @@ class LlamaStored {
     });
   }
 
+  bool shares_memory(Index i) const noexcept { return rounds_ || is_made_again(i); }
+
   bool rounds_ = false;
   Index count_ = 0;
-  std::vector<Matrix<T>> inputs_;
+  std::vector<bool> made_again_;
+  std::vector<Matrix<T>> inputs_, pair_;
   std::vector<LlamaSaved<T>> layers_;
   std::vector<Rounded> rounded_;
   LlamaSaved<T> shared_;

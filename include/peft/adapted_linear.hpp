@@ -74,19 +74,21 @@ class AdaptedLinear {
   }
 
   /// Adds to the gradients of the selection's adapters; dx (+)= the input's gradient, or nothing where dx.data is null:
-  /// then no base product is run. dx may be x's own memory. x, `saved` and `context` are those of the forward.
+  /// then no base product is run. dx may be x's own memory. x, `saved` and `context` are those of the forward; where no
+  /// adapter is on the module, nothing reads x, and its data may be null.
   /// Throws ShapeError; ConfigError where dx is wanted of a base that can only run forward.
   void backward(MatrixView<const T> dy, MatrixView<const T> x, const Saved& saved, MatrixView<T> dx, Accumulate mode,
                 const TrainContext<T>& context, ExecutorRef executor) const {
-    check(x, "dy", dy);
-    if (dx.data != nullptr) detail::check_shape(name(), "dx", dx, x.rows, x.cols);
+    const std::vector<detail::ActiveUpdate<T>> active = updates_of(context.selection, &context);
+    if (x.data != nullptr || !active.empty()) detail::check_shape(name(), "x", x, x.rows, in_features());
+    detail::check_shape(name(), "dy", dy, x.rows, out_features());
+    if (dx.data != nullptr) detail::check_shape(name(), "dx", dx, x.rows, in_features());
     if (dx.data != nullptr && !base_.can_train()) {
       fail<ConfigError>(
           "{}: its base layer can only run forward; the gradient of its input needs peft::PanelSource (fill_panel "
           "and bias) or peft::BackwardLinear (backward_input)",
           name());
     }
-    const std::vector<detail::ActiveUpdate<T>> active = updates_of(context.selection, &context);
     if (active.size() != saved.adapters.size()) {
       fail<ShapeError>("{}: backward got what a forward saved with {} adapters; expected {}, the selection's", name(),
                        saved.adapters.size(), active.size());
@@ -129,7 +131,8 @@ class AdaptedLinear {
 
   void run_forward(MatrixView<const T> x, MatrixView<T> y, const Selection<T>& selection, Saved& saved,
                    const TrainContext<T>* training, ExecutorRef executor) const {
-    check(x, "y", y);
+    detail::check_shape(name(), "x", x, x.rows, in_features());
+    detail::check_shape(name(), "y", y, x.rows, out_features());
     std::vector<detail::ActiveUpdate<T>> active;
     if (!merged_) active = updates_of(selection, training);
     saved.adapters.resize(active.size());
@@ -145,12 +148,6 @@ class AdaptedLinear {
   DropoutKey dropout_key(const TrainContext<T>& context, std::size_t position) const noexcept {
     const auto folded = static_cast<std::uint32_t>(module_.hash() ^ (module_.hash() >> 32));
     return {context.seed, context.step, folded + static_cast<std::uint32_t>(position) * 0x9E3779B9u, context.first_row};
-  }
-
-  template <class Y>
-  void check(MatrixView<const T> x, std::string_view what, MatrixView<Y> y) const {
-    detail::check_shape(name(), "x", x, x.rows, in_features());
-    detail::check_shape(name(), what, y, x.rows, out_features());
   }
 
   ModuleId module_;

@@ -279,15 +279,13 @@ void attention(Hash& hash, ExecutorRef executor) {
       {dk.view().row_range(20, 28), dv.view().row_range(20, 28), d_prefix_k.view(), d_prefix_v.view()}};
   const std::span<const ops::AttentionSegment<T>> all(segments);
   ops::attention_forward<T>(q.view(), all, shape, out.view(), log_sum.view(), executor);
-  ops::attention_backward<T>(d_out.view(), q.view(), std::as_const(out).view(), std::as_const(log_sum).view(), all,
-                             shape, dq.view(), grads, executor);
+  ops::attention_backward<T>(d_out.view(), q.view(), std::as_const(log_sum).view(), all, shape, dq.view(), grads, executor);
   for (const Matrix<T>* one : {&out, &dq, &dk, &dv}) hash.add(*one);
   ops::AttentionShape dropped = shape;
   dropped.dropout = 0.2f;
   dropped.dropout_key = {9, 2, 7, 30};
   ops::attention_forward<T>(q.view(), all, dropped, out.view(), log_sum.view(), executor);
-  ops::attention_backward<T>(d_out.view(), q.view(), std::as_const(out).view(), std::as_const(log_sum).view(), all,
-                             dropped, dq.view(), grads, executor);
+  ops::attention_backward<T>(d_out.view(), q.view(), std::as_const(log_sum).view(), all, dropped, dq.view(), grads, executor);
   for (const Matrix<T>* one : {&out, &dq, &dk, &dv}) hash.add(*one);
   ops::dropout<T>(out.view(), 0.2f, dropped.dropout_key, executor);
   hash.add(out);

@@ -31,6 +31,8 @@ target_link_libraries(peft_headers_alone PRIVATE peft::peft $<TARGET_NAME_IF_EXI
 target_include_directories(peft_headers_alone PRIVATE "${PROJECT_SOURCE_DIR}/examples")
 peft_target_defaults(peft_headers_alone)
 target_compile_options(peft_headers_alone PRIVATE -O0 -g0)
+# Never linked. The other way, everything inline, is the consumers'.
+target_compile_definitions(peft_headers_alone PRIVATE PEFT_SEPARATE_IMPLEMENTATION)
 add_test(NAME headers_alone
   COMMAND "${CMAKE_COMMAND}" --build "${CMAKE_BINARY_DIR}" --target peft_headers_alone --parallel 2)
 set_tests_properties(headers_alone PROPERTIES LABELS compile RESOURCE_LOCK build_tree TIMEOUT 1200)

@@ -3,7 +3,7 @@
 ///   out_i = Σ_j P_ij v_j,   P_i = softmax_j(scale · q_i·k_j),   query head h reads key/value head h / (H_q / H_kv)
 ///   q, out [tokens, H_q·d]; keys, values [key_count, H_kv·d] per sequence
 /// Saved for backward: log_sum_exp [tokens, H_q] (Dao et al., "FlashAttention", 2022); P is recomputed:
-///   D_i = dout_i·out_i;  dS_ij = P_ij (dout_i·v_j − D_i);  dv_j = Σ_i P_ij dout_i;
+///   D_i = Σ_j P_ij dout_i·v_j (which is dout_i·out_i);  dS_ij = P_ij (dout_i·v_j − D_i);  dv_j = Σ_i P_ij dout_i;
 ///   dq_i = scale Σ_j dS_ij k_j;  dk_j = scale Σ_i dS_ij q_i
 /// One task owns one key/value head of one sequence, so every sum has one owner and one order.
 
@@ -180,16 +180,15 @@ void forward_head(const kernels::KernelTable& t, MatrixView<const T> q, const At
 
 template <Scalar T>
 void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, MatrixView<const T> q,
-                   MatrixView<const T> out, MatrixView<const float> log_sum_exp, const AttentionSegment<T>& s,
-                   const AttentionShape& shape, Index head, MatrixView<T> dq, const AttentionGradSegment<T>& grad,
-                   float* prefix_aside) {
+                   MatrixView<const float> log_sum_exp, const AttentionSegment<T>& s, const AttentionShape& shape,
+                   Index head, MatrixView<T> dq, const AttentionGradSegment<T>& grad, float* prefix_aside) {
   const Index d = shape.head_dim, group = shape.query_heads / shape.kv_heads;
   const Index prefix = s.prefix_keys.rows, keys = prefix + s.keys.rows;
   const Index room = HeadRows<T>::memory(s, d), panels = RowDots::memory(t, s.query_count, keys, d);
   const Index stride = RowDots::score_stride(t, keys), score_rows = RowDots::score_rows(t);
   float* memory = kernels::scratch(
       kernels::ScratchSlot::kTile,
-      2 * (room + panels + keys * d + score_rows * stride) + 4 * kQueryRows * d + score_rows * d + t.tile_rows +
+      2 * (room + panels + keys * d + score_rows * stride) + 3 * kQueryRows * d + score_rows * d + t.tile_rows +
           bit_floats(keys));
   const HeadRows<T> k(t, s.prefix_keys, s.keys, head, d, memory);
   const HeadRows<T> v(t, s.prefix_values, s.values, head, d, memory + room);
@@ -201,8 +200,7 @@ void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, Mat
   float* ds = p + score_rows * stride;
   float* query_memory = ds + score_rows * stride;
   float* upper_memory = query_memory + kQueryRows * d;
-  float* out_memory = upper_memory + kQueryRows * d;
-  float* dq_memory = out_memory + kQueryRows * d;
+  float* dq_memory = upper_memory + kQueryRows * d;
   float* packed = dq_memory + kQueryRows * d;
   auto* const bits = reinterpret_cast<std::uint8_t*>(packed + score_rows * d + t.tile_rows);
   std::fill_n(dk, 2 * keys * d, 0.0f);
@@ -211,7 +209,6 @@ void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, Mat
       const Index rows = std::min(kQueryRows, s.query_count - first), token = s.query_first + first;
       const auto [x, x_stride] = head_block<T>(t, q, token, rows, h * d, d, query_memory);
       const auto [upper, upper_stride] = head_block<T>(t, d_out, token, rows, h * d, d, upper_memory);
-      const auto [y, y_stride] = head_block<T>(t, out, token, rows, h * d, d, out_memory);
       const Index seen = visible_keys(s, first + rows - 1, shape.causal);
       key_dots(x, x_stride, rows, seen, packed, p, stride);
       value_dots(upper, upper_stride, rows, seen, packed, ds, stride);
@@ -222,8 +219,8 @@ void backward_head(const kernels::KernelTable& t, MatrixView<const T> d_out, Mat
         t.scale(own, shape.scale, p_row);
         t.exp_sum(own, p_row, log_sum_exp(token + i, h), p_row);
         std::fill(p_row + own, p_row + seen, 0.0f);
-        const float delta = t.dot(d, upper + i * upper_stride, y + i * y_stride);
         if (shape.dropout > 0.0f) drop_keys(shape, token + i, h, own, bits, ds_row);
+        const float delta = t.dot(own, p_row, ds_row);
         t.softmax_backward(own, p_row, delta, shape.scale, ds_row);
         if (shape.dropout > 0.0f) drop_keys(shape, token + i, h, own, bits, p_row);
         std::fill(ds_row + own, ds_row + seen, 0.0f);
@@ -263,7 +260,8 @@ template <Scalar T>
 void attention_forward(MatrixView<const T> q, std::span<const AttentionSegment<T>> segments,
                        const AttentionShape& shape, MatrixView<T> out, MatrixView<Accumulator<T>> log_sum_exp,
                        ExecutorRef executor = default_executor()) {
-  detail::check_attention<T>("attention_forward", q, segments, shape, out);
+  detail::check_attention<T>("attention_forward", q, segments, shape);
+  detail::check_shape("attention_forward", "out", out, q.rows, q.cols);
   if (log_sum_exp.data != nullptr) {
     detail::check_shape("attention_forward", "log_sum_exp", log_sum_exp, q.rows, shape.query_heads);
   }
@@ -282,18 +280,17 @@ void attention_forward(MatrixView<const T> q, std::span<const AttentionSegment<T
 /// dq, d_keys and d_values are overwritten, the prefix's gradients are added to, in the order of the segments.
 /// `grads` stands in the order of `segments`. dq may be d_out. Throws ShapeError.
 template <Scalar T>
-void attention_backward(MatrixView<const T> d_out, MatrixView<const T> q, MatrixView<const T> out,
-                        MatrixView<const Accumulator<T>> log_sum_exp, std::span<const AttentionSegment<T>> segments,
-                        const AttentionShape& shape, MatrixView<T> dq, std::span<const AttentionGradSegment<T>> grads,
-                        ExecutorRef executor = default_executor()) {
-  detail::check_attention<T>("attention_backward", q, segments, shape, out);
+void attention_backward(MatrixView<const T> d_out, MatrixView<const T> q, MatrixView<const Accumulator<T>> log_sum_exp,
+                        std::span<const AttentionSegment<T>> segments, const AttentionShape& shape, MatrixView<T> dq,
+                        std::span<const AttentionGradSegment<T>> grads, ExecutorRef executor = default_executor()) {
+  detail::check_attention<T>("attention_backward", q, segments, shape);
   detail::check_shape("attention_backward", "d_out", d_out, q.rows, q.cols);
   detail::check_shape("attention_backward", "dq", dq, q.rows, q.cols);
   detail::check_shape("attention_backward", "log_sum_exp", log_sum_exp, q.rows, shape.query_heads);
   detail::check_gradients<T>("attention_backward", segments, grads);
   if constexpr (std::same_as<T, double>) {
     for (std::size_t i = 0; i < segments.size(); ++i) {
-      detail::reference_backward(d_out, q, out, log_sum_exp, segments[i], shape, dq, grads[i]);
+      detail::reference_backward(d_out, q, log_sum_exp, segments[i], shape, dq, grads[i]);
     }
   } else {
     const kernels::KernelTable& t = kernels::table();
@@ -311,7 +308,7 @@ void attention_backward(MatrixView<const T> d_out, MatrixView<const T> q, Matrix
     parallel_for(executor, count * shape.kv_heads, [&](Index task) {
       const auto at = static_cast<std::size_t>(task / shape.kv_heads);
       const Index head = task % shape.kv_heads;
-      detail::backward_head<T>(t, d_out, q, out, log_sum_exp, segments[at], shape, head, dq, grads[at],
+      detail::backward_head<T>(t, d_out, q, log_sum_exp, segments[at], shape, head, dq, grads[at],
                                aside_of(at, head));
     });
     if (places.back() == 0) return;

@@ -57,8 +57,8 @@ inline void reference_forward(MatrixView<const double> q, const AttentionSegment
 }
 
 inline void reference_backward(MatrixView<const double> d_out, MatrixView<const double> q,
-                               MatrixView<const double> out, MatrixView<const double> log_sum_exp,
-                               const AttentionSegment<double>& s, const AttentionShape& shape, MatrixView<double> dq,
+                               MatrixView<const double> log_sum_exp, const AttentionSegment<double>& s,
+                               const AttentionShape& shape, MatrixView<double> dq,
                                const AttentionGradSegment<double>& grad) {
   const Index d = shape.head_dim, group = shape.query_heads / shape.kv_heads, prefix = s.prefix_keys.rows;
   for (Index j = 0; j < s.keys.rows; ++j) {
@@ -73,25 +73,31 @@ inline void reference_backward(MatrixView<const double> d_out, MatrixView<const 
     for (Index h = 0; h < shape.query_heads; ++h) {
       const Index column = h / group * d;
       const std::vector<double> upper(d_out.row(token) + h * d, d_out.row(token) + (h + 1) * d);
-      const double delta = reference_dot(upper.data(), out.row(token) + h * d, d);
       std::vector<double> own_dq(static_cast<std::size_t>(d), 0.0), keep(static_cast<std::size_t>(seen), 1.0);
       if (shape.dropout > 0.0f) {
         std::vector<std::uint8_t> bits(static_cast<std::size_t>((seen + 7) / 8));
         drop_keys(shape, token, h, seen, bits.data(), keep.data());
       }
+      const double scale = static_cast<double>(shape.scale);
+      std::vector<double> p(static_cast<std::size_t>(seen)), dp(static_cast<std::size_t>(seen));
+      double delta = 0;
       for (Index j = 0; j < seen; ++j) {
+        const auto at = static_cast<std::size_t>(j);
         const double* key = joined_row(s.prefix_keys, s.keys, j) + column;
-        const double* value = joined_row(s.prefix_values, s.values, j) + column;
-        const double scale = static_cast<double>(shape.scale);
-        const double p = std::exp(scale * reference_dot(q.row(token) + h * d, key, d) - log_sum_exp(token, h));
-        const double kept = keep[static_cast<std::size_t>(j)];
-        const double ds = scale * p * (kept * reference_dot(upper.data(), value, d) - delta);
+        p[at] = std::exp(scale * reference_dot(q.row(token) + h * d, key, d) - log_sum_exp(token, h));
+        dp[at] = keep[at] * reference_dot(upper.data(), joined_row(s.prefix_values, s.values, j) + column, d);
+        delta += p[at] * dp[at];
+      }
+      for (Index j = 0; j < seen; ++j) {
+        const auto at = static_cast<std::size_t>(j);
+        const double* key = joined_row(s.prefix_keys, s.keys, j) + column;
+        const double ds = scale * p[at] * (dp[at] - delta);
         double* dk = target(grad.d_keys, grad.d_prefix_keys, j);
         double* dv = target(grad.d_values, grad.d_prefix_values, j);
         for (Index c = 0; c < d; ++c) {
           own_dq[static_cast<std::size_t>(c)] += ds * key[c];
           if (dk != nullptr) dk[column + c] += ds * q(token, h * d + c);
-          if (dv != nullptr) dv[column + c] += kept * p * upper[static_cast<std::size_t>(c)];
+          if (dv != nullptr) dv[column + c] += keep[at] * p[at] * upper[static_cast<std::size_t>(c)];
         }
       }
       for (Index c = 0; c < d; ++c) dq(token, h * d + c) = own_dq[static_cast<std::size_t>(c)];

@@ -62,7 +62,7 @@ void drop_keys(const AttentionShape& shape, Index token, Index head, Index keys,
 
 template <Scalar T>
 void check_attention(const char* op, MatrixView<const T> q, std::span<const AttentionSegment<T>> segments,
-                     const AttentionShape& shape, MatrixView<const T> out) {
+                     const AttentionShape& shape) {
   if (shape.kv_heads <= 0 || shape.head_dim <= 0 || shape.query_heads % shape.kv_heads != 0) {
     fail<ShapeError>("{}: {} query heads, {} key/value heads of {}; expected a multiple of the key/value heads", op,
                      shape.query_heads, shape.kv_heads, shape.head_dim);
@@ -71,7 +71,6 @@ void check_attention(const char* op, MatrixView<const T> q, std::span<const Atte
     fail<ShapeError>("{}: dropout is {}; expected a probability p with 0 <= p < 1", op, shape.dropout);
   }
   check_shape(op, "q", q, q.rows, shape.query_heads * shape.head_dim);
-  check_shape(op, "out", out, q.rows, q.cols);
   const Index width = shape.kv_heads * shape.head_dim;
   for (const auto& s : segments) {
     check_shape(op, "keys", s.keys, s.keys.rows, width);

@@ -136,7 +136,7 @@ class Model {
         const auto rows = dqkv.view().row_range(batch.offsets[q], batch.offsets[q + 1] - batch.offsets[q]);
         grads.push_back({rows.column_range(h, h), rows.column_range(2 * h, h), {}, {}});
       }
-      ops::attention_backward<float>(da, std::as_const(s.qkv).view().column_range(0, h), s.a, s.log_sum_exp, segments(batch, s),
+      ops::attention_backward<float>(da, std::as_const(s.qkv).view().column_range(0, h), s.log_sum_exp, segments(batch, s),
                                      shape(), dqkv.view().column_range(0, h), grads);
       b.c_attn.backward(std::as_const(dqkv).view(), std::as_const(s.n1).view(), s.of_attn, dn, overwrite, context, ExecutorRef());
       b.ln_1.backward(dn, in_[i], Accumulate::kAdd, d);

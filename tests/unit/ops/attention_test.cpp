@@ -66,7 +66,7 @@ struct Problem {
       grads.push_back(g);
       key += n + past_keys;
     }
-    ops::attention_backward<T>(c, q, r.out, r.lse, parts, shape, r.dq, grads, executor);
+    ops::attention_backward<T>(c, q, r.lse, parts, shape, r.dq, grads, executor);
     return r;
   }
 
