@@ -174,3 +174,19 @@ TEST_CASE("activations saved in bf16: the same loss, gradients within their roun
   Llama<float> model = tiny_llama<float>({});
   CHECK_THROWS_AS(model.set_saved_activations(DType::kF16), ConfigError);
 }
+
+TEST_CASE("attention's result is kept where o_proj has an adapter, and nowhere else") {
+  const auto bytes_with = [](const LoraConfig& config) {
+    Llama<float> model = tiny_llama<float>({});
+    AdapterRegistry<float> registry;
+    registry.add_adapter("lora", config, model.adapter_sites(), 3);
+    registry.set_adapter("lora");
+    model.select(registry.selection());
+    LossSum sum;
+    model.forward_backward(tiny_llama_batch(), 1.0, 5, 0, sum);
+    return model.saved_activation_bytes();
+  };
+  constexpr Index kLayers = 2, kQueryWidth = 8;
+  CHECK(bytes_with(lora_on({"o_proj"})) - bytes_with(lora_on({"q_proj", "v_proj"})) ==
+        kLayers * kQueryWidth * tiny_llama_batch().tokens() * Index{sizeof(float)});
+}
