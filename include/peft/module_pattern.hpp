@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "peft/core/scalar.hpp"
+#include "peft/core/separate.hpp"
 #include "peft/error.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -260,41 +261,52 @@ class ModulePattern {
   /// naming `field` ("LoraConfig: target_modules") and the position where Python would refuse the pattern or read it
   /// otherwise; also where it has more choices than `use` allows.
   ModulePattern(std::string_view field, std::string_view pattern, PatternUse use, std::string_view prefix = {},
-                std::string_view suffix = {}) {
-    detail::PatternScan(field, pattern, use).run();
-    std::string whole(prefix);
-    whole += pattern;
-    whole += suffix;
-    try {
-      auto flags = std::regex::ECMAScript;
-      if (use == PatternUse::kWholeName) flags |= std::regex::nosubs;
-#ifdef __GLIBCXX__
-      // Follows all ways at once instead of one after another, which takes "(.+)+x" a time exponential in the name's
-      // length. Whether the whole name matches is the same; which way a group took is not.
-      if (use == PatternUse::kWholeName) flags |= std::regex_constants::__polynomial;
-#endif
-      regex_.assign(whole, flags);
-    } catch (const std::regex_error& error) {
-      fail<ConfigError>("{}: the pattern \"{}\" does not compile: {}", field, pattern, error.what());
-    }
-  }
+                std::string_view suffix = {});
 
   /// Python's re.fullmatch; made for PatternUse::kWholeName.
-  bool matches_all(std::string_view name) const { return std::regex_match(name.begin(), name.end(), regex_); }
+  bool matches_all(std::string_view name) const;
 
   /// Python's re.match, and whether it did; `group` gets the text of the last capture group, empty where it took no
   /// part. Made for PatternUse::kStartOfName.
-  bool matches_start(std::string_view name, std::string& group) const {
-    std::match_results<std::string_view::const_iterator> found;
-    if (!std::regex_search(name.begin(), name.end(), found, regex_, std::regex_constants::match_continuous)) {
-      return false;
-    }
-    group = found.str(regex_.mark_count());
-    return true;
-  }
+  bool matches_start(std::string_view name, std::string& group) const;
 
  private:
   std::regex regex_;
 };
+
+#if PEFT_DEFINES_SEPARABLE
+PEFT_SEPARABLE ModulePattern::ModulePattern(std::string_view field, std::string_view pattern, PatternUse use,
+                                            std::string_view prefix, std::string_view suffix) {
+  detail::PatternScan(field, pattern, use).run();
+  std::string whole(prefix);
+  whole += pattern;
+  whole += suffix;
+  try {
+    auto flags = std::regex::ECMAScript;
+    if (use == PatternUse::kWholeName) flags |= std::regex::nosubs;
+#ifdef __GLIBCXX__
+    // Follows all ways at once instead of one after another, which takes "(.+)+x" a time exponential in the name's
+    // length. Whether the whole name matches is the same; which way a group took is not.
+    if (use == PatternUse::kWholeName) flags |= std::regex_constants::__polynomial;
+#endif
+    regex_.assign(whole, flags);
+  } catch (const std::regex_error& error) {
+    fail<ConfigError>("{}: the pattern \"{}\" does not compile: {}", field, pattern, error.what());
+  }
+}
+
+PEFT_SEPARABLE bool ModulePattern::matches_all(std::string_view name) const {
+  return std::regex_match(name.begin(), name.end(), regex_);
+}
+
+PEFT_SEPARABLE bool ModulePattern::matches_start(std::string_view name, std::string& group) const {
+  std::match_results<std::string_view::const_iterator> found;
+  if (!std::regex_search(name.begin(), name.end(), found, regex_, std::regex_constants::match_continuous)) {
+    return false;
+  }
+  group = found.str(regex_.mark_count());
+  return true;
+}
+#endif
 
 PEFT_END_NAMESPACE

@@ -1,8 +1,8 @@
 #pragma once
-/// What is expensive to compile (the kernels of every instruction set, the decompositions) can be compiled once in a
-/// program of many files: with PEFT_SEPARATE_IMPLEMENTATION defined for all of them, they are only declared, except in the
-/// one file that also says `#define PEFT_IMPLEMENTATION` and includes <peft/implementation.hpp>. Without it, every
-/// translation unit has its own, inline.
+/// What is expensive to compile (the kernels of every instruction set, the decompositions, the parsers of JSON and of module
+/// patterns) can be compiled once in a program of many files: with PEFT_SEPARATE_IMPLEMENTATION defined for all of them, it
+/// is only declared, except in the one file that also says `#define PEFT_IMPLEMENTATION` and includes
+/// <peft/implementation.hpp>. Without it, every translation unit has its own, inline.
 
 #ifdef PEFT_SEPARATE_IMPLEMENTATION
 #define PEFT_SEPARABLE

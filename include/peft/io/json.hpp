@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "peft/core/separate.hpp"
 #include "peft/error.hpp"
 #include "peft/io/text.hpp"
 
@@ -19,6 +20,30 @@ PEFT_BEGIN_NAMESPACE
 /// Members keep the order in which the file has them.
 using Json = nlohmann::ordered_json;
 
+/// Parses `text`, which must be one JSON value in UTF-8. `where` begins every message: "adapter config DIR/…". Throws
+/// FormatError: syntax (with byte, line and column), a key that stands twice in an object, or more than `max_depth`
+/// objects and arrays within each other.
+PEFT_SEPARABLE Json parse_json(std::string_view text, std::string_view where, std::size_t max_depth = 32);
+
+/// The kind of a value, for messages: "a string", "null", …
+inline std::string_view kind_of(const Json& value) noexcept {
+  switch (value.type()) {
+    case Json::value_t::null:
+      return "null";
+    case Json::value_t::object:
+      return "an object";
+    case Json::value_t::array:
+      return "a list";
+    case Json::value_t::string:
+      return "a string";
+    case Json::value_t::boolean:
+      return value.get<bool>() ? "true" : "false";
+    default:
+      return "a number";
+  }
+}
+
+#if PEFT_DEFINES_SEPARABLE
 namespace detail {
 
 /// Builds a value from the parser's events and throws FormatError at the first that breaks a rule.
@@ -111,31 +136,11 @@ class JsonBuilder {
 
 }  // namespace detail
 
-/// Parses `text`, which must be one JSON value in UTF-8. `where` begins every message: "adapter config DIR/…". Throws
-/// FormatError: syntax (with byte, line and column), a key that stands twice in an object, or more than `max_depth`
-/// objects and arrays within each other.
-inline Json parse_json(std::string_view text, std::string_view where, std::size_t max_depth = 32) {
+PEFT_SEPARABLE Json parse_json(std::string_view text, std::string_view where, std::size_t max_depth) {
   detail::JsonBuilder builder(where, max_depth);
   Json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();
 }
-
-/// The kind of a value, for messages: "a string", "null", …
-inline std::string_view kind_of(const Json& value) noexcept {
-  switch (value.type()) {
-    case Json::value_t::null:
-      return "null";
-    case Json::value_t::object:
-      return "an object";
-    case Json::value_t::array:
-      return "a list";
-    case Json::value_t::string:
-      return "a string";
-    case Json::value_t::boolean:
-      return value.get<bool>() ? "true" : "false";
-    default:
-      return "a number";
-  }
-}
+#endif
 
 PEFT_END_NAMESPACE
