@@ -83,16 +83,18 @@ int run(int argc, char** argv) {
     config.r = std::stol(values["r"]);
     config.lora_alpha = std::stod(values["lora_alpha"]);
     config.target_modules = {"query", "value"};
+    config.modules_to_save = {"classifier"};
     config.task_type = "SEQ_CLS";
-    const std::vector<AdaptedLinear<float>*> sites = model.sites();
-    registry.add_adapter("default", config, std::span<AdaptedLinear<float>* const>(sites), seed);
-    registry.set_adapter("default");
-    model.select(registry.selection());
+    registry.add_adapter("default", config, model.adapter_sites(), seed);
   } else if (method == "full") {
-    model.train_base();
-  } else if (method != "head") {
+    registry.add_adapter("default", FullConfig{}, model.adapter_sites(), seed);
+  } else if (method == "head") {
+    registry.add_adapter("default", Model::train_head(), model.adapter_sites(), seed);
+  } else {
     fail<ConfigError>("method={}: expected lora, full or head", method);
   }
+  registry.set_adapter("default");
+  model.select(registry.selection());
   Index trainable = 0;
   model.for_each_parameter([&](const ParameterInfo&, VectorView<float> value, VectorView<float>) { trainable += value.size; });
   print_trainable_parameters(trainable, model.parameter_count() + (method == "lora" ? registry.adapter("default")->parameter_count() : 0));

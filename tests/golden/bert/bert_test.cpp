@@ -52,11 +52,19 @@ struct Tiny {
     config.lora_alpha = 8;
     config.lora_dropout = dropout;
     config.target_modules = {"query", "value"};
-    registry.add_adapter("default", config, std::span<AdaptedLinear<T>* const>(model.sites()), 0);
-    model.select(registry.selection_of("default"));
+    config.modules_to_save = {"classifier"};
+    attach(config);
     model.for_each_parameter([&](const ParameterInfo& info, VectorView<A> value, VectorView<A>) {
       assign("lora.start." + std::string(info.name), value);
     });
+  }
+  // Another adapter beside those that are attached.
+  template <class Config>
+  void attach(const Config& config) {
+    registry.add_adapter(std::to_string(registry.names().size()), config, model.adapter_sites(), 0);
+    std::vector<std::pair<std::string, double>> all;
+    for (const std::string& name : registry.names()) all.emplace_back(name, 1.0);
+    model.select(registry.selection_of(all));
   }
   void assign(const std::string& name, VectorView<A> value) const {
     const TensorRef* tensor = file.find(name);
@@ -175,7 +183,7 @@ TEMPLATE_TEST_CASE("a tiny BERT with LoRA equals transformers and peft: hidden s
 TEMPLATE_TEST_CASE("a tiny BERT trained in full equals transformers: gradients of all parameters, five steps", "", float, double) {
   using T = TestType;
   Tiny<T> tiny;
-  tiny.model.train_base();
+  tiny.attach(FullConfig{});
   CHECK(tiny.check_gradients("full.grad.") == 5 + 2 * 16 + 2 + 2);
   Index count = 0;
   tiny.model.for_each_parameter([&](const ParameterInfo& info, auto, auto grad) {
@@ -192,32 +200,35 @@ TEMPLATE_TEST_CASE("a tiny BERT trained in full equals transformers: gradients o
   });
 }
 
-TEST_CASE("parts of the base are trained alone: biases, norms, nothing but the head") {
-  Tiny<float> tiny;
-  const auto names = [&] {
-    std::vector<std::string> result;
-    tiny.model.for_each_parameter([&](const ParameterInfo& info, auto, auto) { result.emplace_back(info.name); });
-    return result;
+TEST_CASE("parts of the base are trained alone: the head, biases, norms, one module; nothing without an adapter") {
+  const auto check = [](const auto& config, int count) {
+    Tiny<float> tiny;
+    tiny.attach(config);
+    CHECK(tiny.check_gradients("full.grad.") == count);
+    std::vector<std::string> names;
+    tiny.model.for_each_parameter([&](const ParameterInfo& info, auto, auto) { names.emplace_back(info.name); });
+    return names;
   };
-  CHECK(names() == std::vector<std::string>{"classifier.weight", "classifier.bias"});
-  tiny.model.train_base([](std::string_view name) { return name.ends_with(".bias"); });
-  CHECK(names().size() == 1 + 2 * 8 + 1 + 2);
-  CHECK(tiny.check_gradients("full.grad.") == 20);
-  tiny.model.train_base([](std::string_view name) { return name.find("LayerNorm") != std::string_view::npos; });
-  CHECK(tiny.check_gradients("full.grad.") == 2 + 2 * 4 + 2);
-  tiny.model.train_base([](std::string_view name) { return name == "bert.encoder.layer.1.output.dense.weight"; });
-  CHECK(tiny.check_gradients("full.grad.") == 3);
-  tiny.model.train_base([](std::string_view) { return false; });
-  CHECK(tiny.check_gradients("full.grad.") == 2);
-  BertForSequenceClassification<bf16> narrow = peft_examples::load_bert_classifier<bf16>(tiny.source, 0, 0);
-  CHECK_THROWS_WITH(narrow.train_base(), Catch::Contains("float or double"));
+  CHECK(check(BertForSequenceClassification<float>::train_head(), 2) ==
+        std::vector<std::string>{"classifier.weight", "classifier.bias"});
+  CHECK(check(FullConfig{.bias_only = true}, 1 + 2 * 8 + 1 + 1).size() == 19);
+  check(FullConfig{.bias_only = true, .modules_to_save = {"classifier"}}, 20);
+  check(FullConfig{.target_modules = {"LayerNorm", "classifier"}}, 2 + 2 * 4 + 2);
+  check(FullConfig{.target_modules = {"layer.1.output.dense"}}, 2);
+  check(FullConfig{.target_modules = {"word_embeddings"}}, 1);
+  Tiny<float> tiny;
+  int seen = 0;
+  tiny.model.for_each_parameter([&](const ParameterInfo&, auto, auto) { ++seen; });
+  CHECK(seen == 0);
+  CHECK_THROWS_WITH(tiny.attach(FullConfig{.target_modules = {"score"}}), Catch::Contains("target_modules names \"score\""));
+  CHECK_THROWS_WITH(tiny.attach(FullConfig{.bias_only = true, .target_modules = {"classifier"}}), Catch::Contains("bias_only"));
 }
 
 TEST_CASE("gradients of a BERT with every dropout by central differences in double") {
   Tiny<double> tiny;
   tiny.attach_lora(0.2f);
   tiny.model.encoder().set_dropout(0.15f, 0.25f, 0.3f);
-  tiny.model.train_base([](std::string_view name) { return name.ends_with("LayerNorm.weight") || name.ends_with("key.weight"); });
+  tiny.attach(FullConfig{.target_modules = {"LayerNorm", "key"}});
   tiny.batch.first_row = 40;
   tiny.batch.first_sequence = 9;
   // A loss of the training forward pass: the masks of (seed, step) stay.
@@ -249,13 +260,13 @@ TEST_CASE("gradients of a BERT with every dropout by central differences in doub
       CHECK((up - down) / (2 * h) == Approx(gradient.flat()[i]).epsilon(1e-6).margin(1e-8));
     }
   });
-  CHECK(at == 10 + 5 + 2);
+  CHECK(at == 10 + 2 * (5 + 2));
 }
 
 TEST_CASE("a BERT's training step: same bits for any threads; a cut of the batch changes no mask") {
   Tiny<float> tiny;
   tiny.attach_lora(0.2f);
-  tiny.model.train_base();
+  tiny.attach(FullConfig{.target_modules = {"LayerNorm", "embeddings", "key", "dense"}});
   tiny.model.encoder().set_dropout(0.15f, 0.25f, 0.3f);
   const auto run = [&](const std::vector<PackedBatch>& parts) {
     tiny.zero_gradients();
