@@ -1,163 +1,13 @@
-#include "hosts/bert_loader.hpp"
-
-#include <cmath>
-#include <fstream>
-#include <nlohmann/json.hpp>
-
-#include "peft/adapter_registry.hpp"
+#include "golden/bert/tiny_bert.hpp"
 #include "peft/core/thread_pool.hpp"
-#include "peft/train/adamw.hpp"
-#include "peft/train/clip.hpp"
-#include "peft/train/schedule.hpp"
 #include "peft/train/trainable_model.hpp"
-#include "support/catch.hpp"
 
 using namespace peft;
+using namespace bert_test;
 using peft_examples::BertEncoder;
 using peft_examples::BertForSequenceClassification;
 using peft_examples::BertRows;
 using peft_examples::BertSource;
-
-namespace {
-
-const std::string kFolder = std::string(PEFT_GOLDEN_DIR) + "/bert/";
-
-// The tiny model of make_bert.py and its batch.
-template <Scalar T>
-struct Tiny {
-  using A = Accumulator<T>;
-
-  Tiny()
-      : file(SafetensorsFile::open(kFolder + "tiny.safetensors")),
-        source(peft_examples::open_bert_folder(kFolder + "tiny")),
-        model(peft_examples::load_bert_classifier<T>(source, 0, 0)) {
-    std::ifstream(kFolder + "tiny.json") >> json;
-    const auto ids = json["ids"].get<std::vector<std::int32_t>>();
-    const auto labels = json["labels"].get<std::vector<std::int32_t>>();
-    const auto lengths = json["lengths"].get<std::vector<Index>>();
-    auto next = ids.begin();
-    for (std::size_t s = 0; s < lengths.size(); ++s) {
-      for (Index i = 0; i < lengths[s]; ++i) {
-        batch.ids.push_back(*next++);
-        batch.positions.push_back(static_cast<std::int32_t>(i));
-        batch.targets.push_back(i == 0 ? labels[s] : -1);
-      }
-      batch.offsets.push_back(batch.tokens());
-    }
-  }
-
-  void attach_lora(float dropout = 0.0f) {
-    LoraConfig config;
-    config.r = 4;
-    config.lora_alpha = 8;
-    config.lora_dropout = dropout;
-    config.target_modules = {"query", "value"};
-    config.modules_to_save = {"classifier"};
-    attach(config);
-    model.for_each_parameter([&](const ParameterInfo& info, VectorView<A> value, VectorView<A>) {
-      assign("lora.start." + std::string(info.name), value);
-    });
-  }
-  // Another adapter beside those that are attached.
-  template <class Config>
-  void attach(const Config& config) {
-    registry.add_adapter(std::to_string(registry.names().size()), config, model.adapter_sites(), 0);
-    std::vector<std::pair<std::string, double>> all;
-    for (const std::string& name : registry.names()) all.emplace_back(name, 1.0);
-    model.select(registry.selection_of(all));
-  }
-  void assign(const std::string& name, VectorView<A> value) const {
-    const TensorRef* tensor = file.find(name);
-    INFO(name);
-    REQUIRE(tensor != nullptr);
-    REQUIRE(tensor->elements() == value.size);
-    Buffer<float> values(value.size);
-    tensor->read_f32(values.data());
-    for (Index i = 0; i < value.size; ++i) value[i] = static_cast<A>(values[i]);
-  }
-  Matrix<float> golden(const std::string& name, Index rows, Index cols) const {
-    const TensorRef* tensor = file.find(name);
-    INFO(name);
-    REQUIRE(tensor != nullptr);
-    REQUIRE(tensor->elements() == rows * cols);
-    Matrix<float> result(rows, cols);
-    tensor->read_f32(result.data());
-    return result;
-  }
-  void zero_gradients() {
-    model.for_each_parameter([](const ParameterInfo&, VectorView<A>, VectorView<A> grad) { std::fill(grad.begin(), grad.end(), A(0)); });
-  }
-  double loss() {
-    LossSum sum;
-    model.evaluate(batch, sum);
-    CHECK(sum.tokens == 4);
-    return sum.mean();
-  }
-  // Every gradient beside the golden of that name; returns how many there are.
-  int check_gradients(const std::string& prefix) {
-    zero_gradients();
-    LossSum sum;
-    model.forward_backward(batch, 0.25, 0, 0, sum);
-    CHECK(sum.mean() == Approx(loss()).epsilon(1e-6));
-    double largest = 0;
-    model.for_each_parameter([&](const ParameterInfo& info, VectorView<A>, VectorView<A>) {
-      const Matrix<float> want = golden(prefix + std::string(info.name), info.rows, info.cols);
-      double norm = 0;
-      for (const float value : want.flat()) norm += static_cast<double>(value) * static_cast<double>(value);
-      largest = std::max(largest, std::sqrt(norm));
-    });
-    int seen = 0;
-    model.for_each_parameter([&](const ParameterInfo& info, VectorView<A>, VectorView<A> grad) {
-      const Matrix<float> want = golden(prefix + std::string(info.name), info.rows, info.cols);
-      double norm = 0, difference = 0;
-      for (Index i = 0; i < grad.size; ++i) {
-        const double expected = static_cast<double>(want.flat()[i]);
-        norm += expected * expected;
-        difference += (static_cast<double>(grad[i]) - expected) * (static_cast<double>(grad[i]) - expected);
-      }
-      INFO(info.name);
-      // Two float32 backward passes of a few hundred roundings each. A key's bias moves all scores of a query alike, which
-      // softmax does not see: its gradient is what is left of sums of the others' size.
-      CHECK(std::sqrt(difference) <= 300 * 0x1p-24 * (std::sqrt(norm) + 0.01 * largest));
-      ++seen;
-    });
-    return seen;
-  }
-  // Losses of five steps of AdamW, as make_bert.py takes them.
-  void check_steps(const std::string& name) {
-    AdamW<A> optimizer{AdamWConfig{}};
-    const LearningRateSchedule schedule(SchedulerType::kLinear, 1e-2, 5, 0);
-    Index step = 0;
-    for (const double expected : json[name].template get<std::vector<double>>()) {
-      zero_gradients();
-      LossSum sum;
-      model.forward_backward(batch, 0.25, 0, 0, sum);
-      INFO(name << ", step " << step);
-      // Adam's first steps have the size of the learning rate whatever the gradient's, noise included.
-      CHECK(sum.mean() == Approx(expected).epsilon(2e-4));
-      optimizer.step(model, schedule.at(step++), clip_coefficient(gradient_norm(model), 1.0));
-    }
-  }
-
-  SafetensorsFile file;
-  BertSource source;
-  BertForSequenceClassification<T> model;
-  AdapterRegistry<T> registry;
-  PackedBatch batch;
-  nlohmann::json json;
-};
-
-template <class A>
-void check_close(const Matrix<A>& got, const Matrix<float>& want, double bound) {
-  REQUIRE(got.size() == want.size());
-  double worst = 0;
-  for (Index i = 0; i < got.size(); ++i) {
-    worst = std::max(worst, std::fabs(static_cast<double>(got.flat()[i]) - static_cast<double>(want.flat()[i])));
-  }
-  CHECK(worst <= bound);
-}
-
-}  // namespace
 
 static_assert(TrainableModel<BertForSequenceClassification<float>> && TrainableModel<BertForSequenceClassification<double>> &&
               TrainableModel<BertForSequenceClassification<bf16>>);
@@ -231,36 +81,11 @@ TEST_CASE("gradients of a BERT with every dropout by central differences in doub
   tiny.attach(FullConfig{.target_modules = {"LayerNorm", "key"}});
   tiny.batch.first_row = 40;
   tiny.batch.first_sequence = 9;
-  // A loss of the training forward pass: the masks of (seed, step) stay.
-  const auto loss = [&] {
-    LossSum sum;
-    tiny.model.forward_backward(tiny.batch, 0.0, 5, 3, sum);
-    return sum.loss;
-  };
-  tiny.zero_gradients();
   LossSum sum;
+  tiny.zero_gradients();
   tiny.model.forward_backward(tiny.batch, 1.0, 5, 3, sum);
   CHECK(sum.loss != Approx(4 * tiny.loss()).epsilon(1e-3));
-  std::vector<Matrix<double>> gradients;
-  tiny.model.for_each_parameter([&](const ParameterInfo& info, auto, auto grad) {
-    gradients.emplace_back(info.rows, info.cols);
-    std::copy(grad.begin(), grad.end(), gradients.back().data());
-  });
-  std::size_t at = 0;
-  tiny.model.for_each_parameter([&](const ParameterInfo& info, auto value, auto) {
-    const Matrix<double>& gradient = gradients[at++];
-    for (Index i = 0; i < value.size; i += 1 + value.size / 5) {
-      const double before = value[i], h = 1e-5;
-      value[i] = before + h;
-      const double up = loss();
-      value[i] = before - h;
-      const double down = loss();
-      value[i] = before;
-      INFO(info.name << "[" << i << "]");
-      CHECK((up - down) / (2 * h) == Approx(gradient.flat()[i]).epsilon(1e-6).margin(1e-8));
-    }
-  });
-  CHECK(at == 10 + 2 * (5 + 2));
+  CHECK(tiny.check_differences() == 10 + 2 * (5 + 2));
 }
 
 TEST_CASE("a BERT's training step: same bits for any threads; a cut of the batch changes no mask") {
