@@ -118,8 +118,11 @@ class BertForSequenceClassification {
     if (below) encoder_->backward(d_, context, BertRows::kFirst);
   }
 
-  void evaluate(const peft::PackedBatch& batch, peft::LossSum& sum) {
-    loss(batch, forward(batch, evaluation()), 0.0, false, sum);
+  /// Returns the logits [sequences, classes]; they stay until the next call.
+  const Matrix<A>& evaluate(const peft::PackedBatch& batch, peft::LossSum& sum) {
+    Matrix<A>& logits = forward(batch, evaluation());
+    loss(batch, logits, 0.0, false, sum);
+    return logits;
   }
 
   /// Logits [sequences, classes] without dropout; targets are not looked at. They stay until the next call.
