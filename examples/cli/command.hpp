@@ -13,6 +13,7 @@ using Run = std::function<int()>;
 void add_train_command(CLI::App& app, Run& run);
 void add_eval_command(CLI::App& app, Run& run);
 void add_generate_command(CLI::App& app, Run& run);
+void add_classify_command(CLI::App& app, Run& run);
 void add_merge_command(CLI::App& app, Run& run);
 void add_inspect_command(CLI::App& app, Run& run);
 void add_compare_command(CLI::App& app, Run& run);

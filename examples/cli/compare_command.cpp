@@ -191,7 +191,7 @@ void add_compare_command(CLI::App& app, Run& run) {
   command.add_option("--methods", o.methods, "with commas; each with its defaults and learning rate, see train --help")
       ->delimiter(',')
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
-      ->check(CLI::IsMember(method_names()))
+      ->check(CLI::IsMember(method_names(Task::kGenerate)))
       ->default_str("lora,adapter,prefix,prompt");
   command.add_option("--method-option", o.method_options,
                      "of one method's training, as prefix:--num-virtual-tokens=8 or lora:--lr=1e-3; may be given often")

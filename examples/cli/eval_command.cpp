@@ -1,5 +1,5 @@
 /// peft eval: loss, perplexity, BLEU, ROUGE and fact accuracy of a model, with or without an adapter, on records that it
-/// has not seen.
+/// has not seen; with --task classify accuracy, macro-F1 and the confusion matrix (classify_command.cpp).
 
 #include <fmt/format.h>
 
@@ -12,11 +12,13 @@
 #include <vector>
 
 #include "cli/answers.hpp"
+#include "cli/classify_eval.hpp"
 #include "cli/command.hpp"
 #include "cli/process.hpp"
 #include "cli/progress.hpp"
 #include "cli/records.hpp"
 #include "cli/session.hpp"
+#include "cli/task_option.hpp"
 #include "peft/eval/perplexity.hpp"
 
 namespace peft_examples {
@@ -28,6 +30,8 @@ struct EvalOptions {
   std::vector<std::string> metrics{"loss", "bleu", "rouge"};
   Index max_length = 256, max_records = -1, show = 0;
   AnswerOptions answers;
+  Task task = Task::kGenerate;
+  std::vector<std::string> labels;
   bool json = false;
 
   bool wants(std::string_view metric) const { return std::find(metrics.begin(), metrics.end(), metric) != metrics.end(); }
@@ -154,7 +158,9 @@ void add_eval_command(CLI::App& app, Run& run) {
   EvalOptions& o = *options;
   CLI::App& command = *app.add_subcommand("eval", "measure a model on records that it has not seen");
   o.model.add_to(command, true);
-  command.add_option("--data", o.data, "records: JSON lines with instruction, input, output, facts")
+  add_task_option(command, o.task);
+  add_labels_option(command, o.labels);
+  command.add_option("--data", o.data, "records: JSON lines with instruction, input, output, facts; of classify: text, label")
       ->required()
       ->check(CLI::ExistingFile);
   command.add_option("--metrics", o.metrics, "loss, bleu, rouge, facts, with commas (facts also wherever records list some)")
@@ -174,9 +180,14 @@ void add_eval_command(CLI::App& app, Run& run) {
   command.add_option("--max-tokens", o.answers.max_tokens, "tokens of an answer")->capture_default_str();
   command.add_option("--batch", o.answers.batch, "prompts that are answered together")->capture_default_str();
   command.add_flag("--json", o.json, "last line of stdout: the result as JSON");
-  command.callback([options, &run] {
+  command.callback([options, &command, &run] {
+    refuse_options_of_other_task(command, options->task);
     run = [options] {
       const Threads threads(options->model.threads);
+      if (options->task == Task::kClassify) {
+        return eval_classifier({options->model, options->data, options->predictions, options->labels, options->max_length,
+                                options->max_records, options->json});
+      }
       return with_dtype(options->model.dtype, [&]<Scalar T>() { return EvalRun<T>(*options)(); });
     };
   });

@@ -16,7 +16,9 @@
 #include "hosts/open_model.hpp"
 #include "hosts/open_tokenizer.hpp"
 #include "peft/checkpoint/adapterhub_directory.hpp"
+#include "peft/checkpoint/adapterhub_head.hpp"
 #include "peft/checkpoint/peft_directory.hpp"
+#include "peft/checkpoint/class_labels.hpp"
 #include "peft/checkpoint/prompt_learning_directory.hpp"
 #include "peft/checkpoint/train_state.hpp"
 #include "peft/data/instruction_jsonl.hpp"
@@ -203,12 +205,15 @@ void inspect_lora(const fs::path& folder, Findings& findings) {
 void inspect_adapter(const fs::path& folder, Findings& findings) {
   findings.kind = "PEFT adapter";
   findings.attempt([&] {
+    if (const std::vector<std::string> labels = peft::load_class_labels(folder); !labels.empty()) findings.facts["labels"] = labels;
     switch (adapter_kind(folder)) {
       case AdapterKind::kPrefix:
       case AdapterKind::kPrompt: {
         const peft::PromptLearningAdapter adapter = peft::load_prompt_learning(folder);
         findings.facts["config"] = peft::prompt_learning_config_to_json(adapter.config);
-        return count_parameters({&adapter.prompt_embeddings, 1}, findings);
+        std::vector<peft::TensorRef> tensors{adapter.prompt_embeddings};
+        tensors.insert(tensors.end(), adapter.modules.begin(), adapter.modules.end());
+        return count_parameters(tensors, findings);
       }
       case AdapterKind::kBottleneck: {
         findings.kind = "AdapterHub adapter";
@@ -216,7 +221,13 @@ void inspect_adapter(const fs::path& folder, Findings& findings) {
         findings.facts["name"] = adapter.info.name;
         findings.facts["model"] = adapter.info.model_type;
         findings.facts["config"] = peft::bottleneck_config_to_json(adapter.config);
-        return count_parameters(adapter.tensors, findings);
+        std::vector<peft::TensorRef> tensors = adapter.tensors;
+        if (peft::has_adapterhub_head(folder)) {
+          const peft::AdapterHubHead head = peft::load_adapterhub_head(folder);
+          findings.facts["labels"] = head.labels;
+          tensors.insert(tensors.end(), head.tensors.begin(), head.tensors.end());
+        }
+        return count_parameters(tensors, findings);
       }
       case AdapterKind::kParts:
         break;

@@ -20,6 +20,7 @@ int main(int argc, char** argv) {
   add_train_command(app, run);
   add_eval_command(app, run);
   add_generate_command(app, run);
+  add_classify_command(app, run);
   add_merge_command(app, run);
   add_inspect_command(app, run);
   add_compare_command(app, run);

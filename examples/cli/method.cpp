@@ -10,9 +10,7 @@
 
 #include "cli/adapter_kind.hpp"
 #include "cli/model_runs.hpp"
-#include "peft/checkpoint/adapter_config_json.hpp"
-#include "peft/lora_initialization.hpp"
-#include "peft/pipeline/adalora_training.hpp"
+#include "cli/start_parts.hpp"
 #include "peft/pipeline/adapterhub_loader.hpp"
 #include "peft/pipeline/prompt_learning_loader.hpp"
 #include "peft/pipeline/registry_loader.hpp"
@@ -31,26 +29,6 @@ void check_context(const Llama<T>& model) {
     peft::fail<peft::ConfigError>("num_virtual_tokens is {}; the model reads {} tokens, and at least 2 of them must be left",
                                   count, context);
   }
-}
-
-template <Scalar T>
-StartedMethod<T> start(const peft::AnyConfig& config, Llama<T>& model, peft::AdapterRegistry<T>& registry, std::uint64_t seed) {
-  const peft::AdapterSites<T> sites = model.adapter_sites();
-  std::shared_ptr<peft::NamedAdapter<T>> adapter;
-  const auto add = [&]<class Config>() {
-    if (const Config* own = config.get_if<Config>()) adapter = registry.add_adapter(kName, *own, sites, seed);
-  };
-  add.template operator()<peft::LoraConfig>();
-  peft::detail::for_each_config_type(add);
-  if (const auto* lora = config.get_if<peft::LoraConfig>()) {
-    const auto* kind = std::get_if<std::string>(&lora->init_lora_weights);
-    if (kind != nullptr && *kind == "orthogonal") (void)peft::initialize_lora<T>(*adapter, sites.linears, seed);
-  }
-  registry.set_adapter(kName);
-  model.select(registry.selection());
-  StartedMethod<T> started{adapter};
-  if (config.get_if<peft::AdaLoraConfig>() != nullptr) started.hooks = peft::adalora_hooks<T>(adapter);
-  return started;
 }
 
 /// What the model computes for the first `count` tokens of a text, as a prefix's start.
@@ -121,7 +99,7 @@ StartedMethod<T> start(const MethodChoice& choice, const peft::AdapterConfig& co
 template <Scalar T>
 StartedMethod<T> start_method(const MethodChoice& choice, const BpeTokenizer& tokenizer, Llama<T>& model,
                               peft::AdapterRegistry<T>& registry, std::uint64_t seed) {
-  if (const auto* parts = std::get_if<peft::AnyConfig>(&choice.config)) return start(*parts, model, registry, seed);
+  if (const auto* parts = std::get_if<peft::AnyConfig>(&choice.config)) return start_parts<T>(kName, *parts, model, registry, seed);
   if (const auto* tokens = std::get_if<peft::PromptLearningConfig>(&choice.config)) {
     StartedMethod<T> started = std::visit(
         [&](const auto& config) { return start(choice, config, tokenizer, model, seed); }, *tokens);

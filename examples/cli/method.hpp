@@ -6,20 +6,12 @@
 #include <filesystem>
 
 #include "cli/method_options.hpp"
+#include "cli/started_method.hpp"
 #include "hosts/bpe_tokenizer.hpp"
 #include "hosts/llama.hpp"
 #include "peft/adapter_registry.hpp"
-#include "peft/pipeline/saved_adapter.hpp"
-#include "peft/train/optimizer_hooks.hpp"
 
 namespace peft_examples {
-
-/// What is trained: the adapter, and what takes part in the optimizer's step.
-template <Scalar T>
-struct StartedMethod {
-  peft::SavedAdapter<T> adapter;
-  peft::OptimizerHooks<Accumulator<T>> hooks{};
-};
 
 /// Puts a method on the model, started from `seed`: the model trains it from now on. Throws ConfigError for what does not
 /// fit the model, ShapeError for sizes that are another model's.

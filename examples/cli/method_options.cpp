@@ -7,11 +7,13 @@
 
 #include <algorithm>
 #include <charconv>
+#include <concepts>
 #include <cstdint>
 #include <filesystem>
 #include <string_view>
 #include <utility>
 
+#include "cli/method_table.hpp"
 #include "peft/adalora_config.hpp"
 #include "peft/checkpoint/adapter_config_json.hpp"
 #include "peft/checkpoint/adapterhub_config_json.hpp"
@@ -22,116 +24,11 @@ namespace {
 
 using peft::Json;
 
-enum class Kind { kCount, kWhole, kInteger, kNumber, kText, kFlag, kModules, kNames, kWholes };
-
-/// An option: PEFT's field, with hyphens. `methods`: those that have it, with spaces around each.
-struct Field {
-  std::string_view name;  ///< of the field; empty: no field of a configuration
-  std::string_view option;
-  Kind kind;
-  std::string_view methods;
-  std::string_view help;
-};
-
-constexpr std::string_view kLora = " lora rslora dora ";
-constexpr std::string_view kRank = " lora rslora dora vera loha lokr ";
-constexpr std::string_view kLoraAlpha = " lora rslora dora adalora ";
-constexpr std::string_view kLinear = " lora rslora dora ia3 vera loha lokr adalora ln-tuning ";
-constexpr std::string_view kLayers = " lora rslora dora vera loha lokr adalora ";
-constexpr std::string_view kBias = " lora rslora dora vera adalora ";
-constexpr std::string_view kVirtual = " prefix prompt p-tuning ";
-constexpr std::string_view kBottleneck = " adapter houlsby parallel ";
-
-constexpr Field kFields[] = {
-    {"r", "--r", Kind::kCount, kRank, "rank"},
-    {"lora_alpha", "--lora-alpha", Kind::kNumber, kLoraAlpha, "scale of the update times r"},
-    {"alpha", "--alpha", Kind::kNumber, " loha lokr ", "scale of the update times r"},
-    {"lora_dropout", "--lora-dropout", Kind::kNumber, kLoraAlpha, "probability, below 1"},
-    {"vera_dropout", "--vera-dropout", Kind::kNumber, " vera ", "probability, below 1"},
-    {"target_modules", "--target-modules", Kind::kModules, kLinear,
-     "names with commas, all-linear, or a regular expression of whole paths"},
-    {"exclude_modules", "--exclude-modules", Kind::kModules, " lora rslora dora ia3 loha lokr adalora ln-tuning ",
-     "the same, of modules that are left out"},
-    {"feedforward_modules", "--feedforward-modules", Kind::kModules, " ia3 ", "of these the input is scaled"},
-    {"layers_to_transform", "--layers-to-transform", Kind::kWholes, kLayers, "layer numbers with commas"},
-    {"modules_to_save", "--modules-to-save", Kind::kNames, kLinear, "names with commas: trained in full"},
-    {"bias", "--bias", Kind::kText, kBias, "which biases are trained: none, all or lora_only (vera_only)"},
-    {"use_rslora", "--use-rslora", Kind::kFlag, kLora, "scale alpha/sqrt(r)"},
-    {"use_dora", "--use-dora", Kind::kFlag, kLora, "a trained length per output row"},
-    {"lora_bias", "--lora-bias", Kind::kFlag, " lora rslora ", "a bias on B"},
-    {"init_lora_weights", "--init-lora-weights", Kind::kText, kLora, "start: true, false, gaussian or orthogonal"},
-    {"trainable_token_indices", "--trainable-token-indices", Kind::kWholes, kLora,
-     "token ids with commas whose embeddings are trained"},
-    {"", "--loraplus-lr-ratio", Kind::kNumber, " lora rslora dora ", "LoRA+: B learns so many times as fast as A"},
-    {"d_initial", "--d-initial", Kind::kNumber, " vera ", "start of the vector d"},
-    {"projection_prng_key", "--projection-prng-key", Kind::kWhole, " vera ", "seed of the frozen projections"},
-    {"decompose_both", "--decompose-both", Kind::kFlag, " lokr ", "factor the first matrix too"},
-    {"decompose_factor", "--decompose-factor", Kind::kInteger, " lokr ", "size of the first factor, or -1"},
-    {"init_r", "--init-r", Kind::kCount, " adalora ", "rank of every module at the start"},
-    {"target_r", "--target-r", Kind::kCount, " adalora ", "rank per module at the end, on average"},
-    {"tinit", "--tinit", Kind::kWhole, " adalora ", "steps before ranks are reduced"},
-    {"tfinal", "--tfinal", Kind::kWhole, " adalora ", "steps at the end during which they stay"},
-    {"deltaT", "--deltaT", Kind::kCount, " adalora ", "steps between two reductions"},
-    {"beta1", "--beta1", Kind::kNumber, " adalora ", "smoothing of the sensitivity"},
-    {"beta2", "--beta2", Kind::kNumber, " adalora ", "smoothing of its uncertainty"},
-    {"orth_reg_weight", "--orth-reg-weight", Kind::kNumber, " adalora ", "of the loss's second term"},
-    {"num_virtual_tokens", "--num-virtual-tokens", Kind::kCount, kVirtual, "that stand before every sequence (20)"},
-    {"prefix_projection", "--prefix-projection", Kind::kFlag, " prefix ", "an MLP makes the prefix while it is trained"},
-    {"encoder_hidden_size", "--encoder-hidden-size", Kind::kCount, " prefix p-tuning ", "width inside the encoder"},
-    {"", "--prefix-init-text", Kind::kText, " prefix ", "start from what the model computes for this text"},
-    {"prompt_tuning_init", "--prompt-tuning-init", Kind::kText, " prompt ", "start: TEXT, SAMPLE_VOCAB or RANDOM"},
-    {"prompt_tuning_init_text", "--prompt-tuning-init-text", Kind::kText, " prompt ", "start from this text's embeddings"},
-    {"tokenizer_name_or_path", "--tokenizer-name-or-path", Kind::kText, " prompt ", "for Python, with TEXT"},
-    {"encoder_reparameterization_type", "--encoder-reparameterization-type", Kind::kText, " p-tuning ", "MLP or LSTM"},
-    {"encoder_num_layers", "--encoder-num-layers", Kind::kCount, " p-tuning ", "of the LSTM"},
-    {"encoder_dropout", "--encoder-dropout", Kind::kNumber, " p-tuning ", "between the LSTM's layers"},
-    {"reduction_factor", "--reduction-factor", Kind::kNumber, kBottleneck, "how much narrower the bottleneck is"},
-    {"non_linearity", "--non-linearity", Kind::kText, kBottleneck, "relu, gelu, gelu_new, silu, swish, tanh or leakyrelu"},
-    {"dropout", "--dropout", Kind::kNumber, kBottleneck, "of the bottleneck's update: probability, below 1"},
-    {"scaling", "--scaling", Kind::kText, kBottleneck, "factor of the update: a number, learned or channel"},
-    {"leave_out", "--leave-out", Kind::kWholes, kBottleneck, "layer numbers with commas: without adapters"},
-    {"init_weights", "--init-weights", Kind::kText, " prefix loha lokr adapter houlsby parallel ",
-     "start: zero (prefix); true, false (loha, lokr); bert, mam_adapter, houlsby (adapters)"},
-};
-
-constexpr std::string_view kBottleneckType = "AdapterHub's";
-
-struct Method {
-  std::string_view name;
-  std::string_view peft_type;
-  double learning_rate;
-  /// Fields that are set where no option is: Python PEFT's for Llama, or its documentation's.
-  std::string_view defaults;
-};
-constexpr Method kMethods[] = {
-    {"lora", "LORA", 3e-4, R"({"r":8,"lora_alpha":32,"lora_dropout":0.05,"target_modules":["q_proj","v_proj"]})"},
-    {"rslora", "LORA", 3e-4,
-     R"({"r":8,"lora_alpha":32,"lora_dropout":0.05,"target_modules":["q_proj","v_proj"],"use_rslora":true})"},
-    {"dora", "LORA", 3e-4,
-     R"({"r":8,"lora_alpha":32,"lora_dropout":0.05,"target_modules":["q_proj","v_proj"],"use_dora":true})"},
-    {"ia3", "IA3", 5e-3,
-     R"({"target_modules":["k_proj","v_proj","down_proj"],"feedforward_modules":["down_proj"]})"},
-    {"vera", "VERA", 4e-3, R"({"r":256,"target_modules":["q_proj","v_proj"]})"},
-    {"loha", "LOHA", 1e-3, R"({"r":8,"alpha":8,"target_modules":["q_proj","v_proj"]})"},
-    {"lokr", "LOKR", 1e-3, R"({"r":8,"alpha":8,"target_modules":["q_proj","v_proj"]})"},
-    {"adalora", "ADALORA", 1e-3,
-     R"({"init_r":12,"target_r":8,"lora_alpha":32,"lora_dropout":0.05,"target_modules":["q_proj","v_proj"]})"},
-    {"ln-tuning", "LN_TUNING", 1e-3, R"({"target_modules":["input_layernorm","post_attention_layernorm","norm"]})"},
-    {"bitfit", "FULL", 1e-3, R"({"bias_only":true})"},
-    {"full", "FULL", 2e-5, "{}"},
-    {"prefix", "PREFIX_TUNING", 1e-2, R"({"num_virtual_tokens":20})"},
-    {"prompt", "PROMPT_TUNING", 2e-2, R"({"num_virtual_tokens":20,"prompt_tuning_init":"SAMPLE_VOCAB"})"},
-    {"p-tuning", "P_TUNING", 1e-3, R"({"num_virtual_tokens":20})"},
-    {"adapter", kBottleneckType, 1e-3, "seq_bn"},
-    {"houlsby", kBottleneckType, 1e-3, "double_seq_bn"},
-    {"parallel", kBottleneckType, 1e-3, "par_bn"},
-};
-
 const Method& method_named(std::string_view name) {
   return *std::find_if(std::begin(kMethods), std::end(kMethods), [&](const Method& m) { return m.name == name; });
 }
 bool belongs(const Field& field, std::string_view method) {
-  return field.methods.find(" " + std::string(method) + " ") != std::string_view::npos;
+  return field.methods.find(fmt::format(" {} ", method)) != std::string_view::npos;
 }
 /// "lora, rslora, dora".
 std::string list_of(std::string_view names) {
@@ -216,7 +113,9 @@ std::string_view type_of(const MethodChoice::Config& config) {
 std::string_view name_of(const MethodChoice::Config& config) {
   if (const auto* parts = std::get_if<peft::AnyConfig>(&config)) {
     if (const auto* lora = parts->get_if<peft::LoraConfig>()) return lora->use_dora ? "dora" : lora->use_rslora ? "rslora" : "lora";
-    if (const auto* full = parts->get_if<peft::FullConfig>()) return full->bias_only ? "bitfit" : "full";
+    if (const auto* full = parts->get_if<peft::FullConfig>()) {
+      return full->bias_only ? "bitfit" : full->target_modules.empty() ? "full" : kHead;
+    }
   }
   if (const auto* bottleneck = std::get_if<peft::AdapterConfig>(&config)) {
     return bottleneck->is_parallel ? "parallel" : bottleneck->mh_adapter ? "houlsby" : "adapter";
@@ -231,12 +130,31 @@ std::string base_name(const std::string& path) {
   return (model.has_filename() ? model : model.parent_path()).filename().string();
 }
 
-/// Sets what a new training decides: not for inference, the base's name, the task.
+/// The classification head among the modules that are trained in full, unless all are, or it alone. Python PEFT writes
+/// "classifier" and "score", the two names that a head may have.
+void save_head(std::vector<std::string>& modules) {
+  std::erase_if(modules, [](const std::string& name) { return name == "classifier" || name == "score"; });
+  modules.emplace_back("classifier");
+}
+
+/// Sets what a new training decides: not for inference, the base's name, the task with its head. Throws ConfigError for the
+/// configuration of another task.
 template <class Config>
-void complete(Config& config, const std::string& model) {
+void complete(Config& config, const std::string& model, Task task) {
+  const std::string type = task == Task::kClassify ? "SEQ_CLS" : "CAUSAL_LM";
   config.inference_mode = false;
   if (!config.base_model_name_or_path) config.base_model_name_or_path = base_name(model);
-  if (!config.task_type) config.task_type = "CAUSAL_LM";
+  if (config.task_type.value_or(type) != type && (task == Task::kClassify || *config.task_type == "SEQ_CLS")) {
+    peft::fail<peft::ConfigError>("--config: task_type is \"{}\"; expected \"{}\" for --task {}", *config.task_type, type,
+                                  task == Task::kClassify ? "classify" : "generate");
+  }
+  if (!config.task_type) config.task_type = type;
+  if (task != Task::kClassify) return;
+  if constexpr (std::same_as<Config, peft::FullConfig>) {
+    if (config.bias_only) save_head(config.modules_to_save);
+  } else {
+    save_head(config.modules_to_save);
+  }
 }
 
 /// Throws ConfigError for what the library can and this program does not do.
@@ -271,9 +189,11 @@ bool MethodChoice::replaces_parameters() const {
   return parts != nullptr && parts->get_if<peft::FullConfig>() != nullptr;
 }
 
-std::vector<std::string> method_names() {
+std::vector<std::string> method_names(Task task) {
   std::vector<std::string> names;
-  for (const Method& method : kMethods) names.emplace_back(method.name);
+  for (const Method& method : kMethods) {
+    if (task == Task::kClassify || method.name != kHead) names.emplace_back(method.name);
+  }
   return names;
 }
 
@@ -281,11 +201,11 @@ void MethodOptions::add_to(CLI::App& command) {
   const std::string help = [] {
     std::string text = "what is added to the model; in brackets the learning rate where --lr gives none:";
     for (const Method& method : kMethods) text += fmt::format(" {} ({:g})", method.name, method.learning_rate);
-    return text;
+    return text + "; head: the classification head alone, of --task classify";
   }();
   method_option_ = command.add_option("--method", method_, help)
                        ->check([](const std::string& name) {
-                         const auto names = method_names();
+                         const auto names = method_names(Task::kClassify);
                          if (std::find(names.begin(), names.end(), name) != names.end()) return std::string();
                          std::string known;
                          for (const std::string& one : names) known += (known.empty() ? "" : ", ") + one;
@@ -311,7 +231,10 @@ void MethodOptions::add_to(CLI::App& command) {
   }
 }
 
-void MethodOptions::check() const {
+void MethodOptions::check(Task task) const {
+  if (task != Task::kClassify && method_ == kHead) {
+    throw CLI::ValidationError("--method", "head trains a classification head alone; it belongs to --task classify");
+  }
   for (const Field& field : kFields) {
     if (count(field.option) == 0) continue;
     if (!config_.empty()) {
@@ -323,18 +246,18 @@ void MethodOptions::check() const {
   }
 }
 
-MethodChoice MethodOptions::choose(const std::string& model, Index total_steps) const {
-  MethodChoice choice = config_.empty() ? from_options(model, total_steps) : from_file(total_steps);
+MethodChoice MethodOptions::choose(const std::string& model, Index total_steps, Task task) const {
+  MethodChoice choice = config_.empty() ? from_options(model, total_steps, task) : from_file(total_steps);
   choice.learning_rate = method_named(choice.name).learning_rate;
   choice.base_model = base_name(model);
   if (auto* tokens = std::get_if<peft::PromptLearningConfig>(&choice.config)) {
-    std::visit([&](auto& config) { complete(config, model); }, *tokens);
+    std::visit([&](auto& config) { complete(config, model, task); }, *tokens);
   } else if (auto* parts = std::get_if<peft::AnyConfig>(&choice.config)) {
     const auto set = [&]<class Config>() {
       const Config* config = parts->get_if<Config>();
       if (config == nullptr) return;
       Config own = *config;
-      complete(own, model);
+      complete(own, model, task);
       own.validate();
       *parts = peft::AnyConfig(std::move(own));
     };
@@ -357,11 +280,12 @@ MethodChoice MethodOptions::from_file(Index total_steps) const {
   return choice;
 }
 
-MethodChoice MethodOptions::from_options(const std::string& model, Index total_steps) const {
+MethodChoice MethodOptions::from_options(const std::string& model, Index total_steps, Task task) const {
   const Method& method = method_named(method_);
   const bool is_bottleneck = method.peft_type == kBottleneckType;
   Json json = is_bottleneck ? peft::bottleneck_config_to_json(peft::AdapterConfig::named(method.defaults))
                             : peft::parse_json(method.defaults, method.name);
+  if (task == Task::kClassify) json.update(peft::parse_json(method.of_bert, method.name));
   if (!is_bottleneck) json["peft_type"] = std::string(method.peft_type);
   MethodChoice choice;
   choice.name = method.name;

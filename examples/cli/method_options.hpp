@@ -21,6 +21,12 @@ namespace peft_examples {
 
 using peft::Index;
 
+/// What a model is trained for.
+enum class Task {
+  kGenerate,  ///< texts: a causal language model (a Llama)
+  kClassify,  ///< one of several classes: an encoder (a BERT) with a head, which is trained and saved with the method
+};
+
 /// A method with its configuration.
 struct MethodChoice {
   /// Of virtual tokens, of parts at the model's modules (LoRA's family and its like), or of bottlenecks.
@@ -33,12 +39,13 @@ struct MethodChoice {
   double learning_rate = 0;      ///< what the method wants where nobody says another
   double loraplus_lr_ratio = 0;
 
-  /// Whether what is trained stands for the base's own parameters, and does not add to them: full fine-tuning and BitFit.
+  /// Whether what is trained stands for the base's own parameters, and does not add to them: full fine-tuning, BitFit, the
+  /// head alone.
   bool replaces_parameters() const;
 };
 
-/// All methods' names, for --method and messages.
-std::vector<std::string> method_names();
+/// The names of a task's methods, for --method and messages.
+std::vector<std::string> method_names(Task task);
 
 /// The options of `peft train` that say what is trained.
 class MethodOptions {
@@ -48,16 +55,17 @@ class MethodOptions {
   MethodOptions& operator=(const MethodOptions&) = delete;
 
   void add_to(CLI::App& command);
-  /// Throws CLI::ValidationError for an option that was given and is none of the method's, naming both.
-  void check() const;
+  /// Throws CLI::ValidationError for an option that was given and is none of the method's, naming both, and for a method that
+  /// is none of the task's.
+  void check(Task task) const;
   /// The method with its configuration. `model`: of the base, whose name the configuration keeps. `total_steps`: optimizer
-  /// steps of the training. Throws ConfigError for a field out of range or not supported, IoError and FormatError for a
-  /// broken file.
-  MethodChoice choose(const std::string& model, Index total_steps) const;
+  /// steps of the training. Throws ConfigError for a field out of range or not supported, or a configuration of another task,
+  /// IoError and FormatError for a broken file.
+  MethodChoice choose(const std::string& model, Index total_steps, Task task) const;
 
  private:
   MethodChoice from_file(Index total_steps) const;
-  MethodChoice from_options(const std::string& model, Index total_steps) const;
+  MethodChoice from_options(const std::string& model, Index total_steps, Task task) const;
   std::size_t count(std::string_view option) const;
 
   std::string method_ = "lora", config_;

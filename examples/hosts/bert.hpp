@@ -1,23 +1,32 @@
 #pragma once
-/// BERT with a classification head, as transformers' BertForSequenceClassification:
-///   h [sequences, hidden] = encoder's first row,  p = dropout(tanh(pooler(h))),  z = p·Wᵀ + b  [sequences, classes]
-/// A sequence's class is the target of its first position; the loss is the mean cross-entropy over the sequences. The head
-/// is trained with whatever else is, as Python PEFT does for task_type SEQ_CLS, which puts "classifier" among the
-/// modules_to_save.
+/// BERT with a classification head, as transformers' BertForSequenceClassification; in reading order
+/// hosts/bert_embeddings.hpp, hosts/bert_encoder.hpp, hosts/bert_head.hpp. A sequence's class is the target of its first
+/// position; the loss is the mean cross-entropy over the sequences.
+///
+/// Where methods enter: adapter_sites() (linears, norms, tables and the head, by name), set_adapters() (behind attention and
+/// feed-forward), set_prefix() and set_prompt(). A new head learns nothing unless something trains it: "classifier" among
+/// the modules_to_save, as Python PEFT has it for task_type SEQ_CLS, or an adapter of train_head()'s kind beside the method.
 
+#include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "hosts/bert_encoder.hpp"
+#include "hosts/bert_head.hpp"
+#include "peft/adapter_sites.hpp"
 #include "peft/core/rng.hpp"
 #include "peft/dense_linear.hpp"
+#include "peft/full_config.hpp"
 #include "peft/loss_sum.hpp"
 #include "peft/ops/cross_entropy.hpp"
 #include "peft/selection.hpp"
 
 namespace peft_examples {
 
+/// Movable; sites stay where they are.
 template <Scalar T>
 class BertForSequenceClassification {
  public:
@@ -26,107 +35,98 @@ class BertForSequenceClassification {
   using accumulator_type = A;
 
   /// classifier [classes, hidden] with a bias. Throws ConfigError, ShapeError; also where the encoder has no pooler.
-  BertForSequenceClassification(BertConfig config, BertWeights<T> weights, peft::DenseLinear<A> classifier)
-      : pooler_("bert.pooler.dense", need_pooler(weights)),
-        encoder_(std::move(config), std::move(weights), "bert."),
-        classifier_(std::move(classifier)) {
-    const Index hidden = encoder_.config().hidden_size;
-    check(pooler_.name(), pooler_.out_features(), pooler_.in_features(), hidden, hidden);
-    check("classifier", classifier_.out_features(), classifier_.in_features(), classifier_.out_features(), hidden);
-    check("classifier.bias", classifier_.bias().size, 1, classifier_.out_features(), 1);
+  BertForSequenceClassification(BertConfig config, BertWeights<T> weights, peft::DenseLinear<T> classifier)
+      : head_(std::make_unique<BertHead<T>>(config.hidden_size, need_pooler(weights), std::move(classifier))),
+        encoder_(std::make_unique<BertEncoder<T>>(std::move(config), std::move(weights), "bert.")) {
+    linears_ = sites();
+    linears_.push_back(&head_->classifier());
+    norms_ = encoder_->norms();
+    for (auto* table : encoder_->embeddings().tables()) tables_.push_back(table);
   }
 
   /// A new head for `classes`: weights normal with standard deviation 0.02, biases 0, as transformers starts one.
-  static peft::DenseLinear<A> make_classifier(Index classes, Index hidden, std::uint64_t seed) {
+  static peft::DenseLinear<T> make_classifier(Index classes, Index hidden, std::uint64_t seed) {
     peft::Philox random(seed, peft::ModuleId("classifier").hash());
-    Matrix<A> weight(classes, hidden);
-    for (A& value : weight.flat()) value = static_cast<A>(0.02f * random.normal());
-    return peft::DenseLinear<A>(std::move(weight), Buffer<A>::zeros(classes));
+    Matrix<T> weight(classes, hidden);
+    for (T& value : weight.flat()) value = static_cast<T>(0.02f * random.normal());
+    return peft::DenseLinear<T>(std::move(weight), Buffer<A>::zeros(classes));
   }
+  /// The configuration of an adapter that trains the head alone.
+  static peft::FullConfig train_head() { return {.target_modules = {"classifier"}, .task_type = "SEQ_CLS"}; }
 
-  BertEncoder<T>& encoder() noexcept { return encoder_; }
-  const BertConfig& config() const noexcept { return encoder_.config(); }
-  Index classes() const noexcept { return classifier_.out_features(); }
-  peft::DenseLinear<A>& classifier() noexcept { return classifier_; }
-  /// Every linear that adapters may attach to, in the order of the model; the head is none.
+  BertEncoder<T>& encoder() noexcept { return *encoder_; }
+  const BertConfig& config() const noexcept { return encoder_->config(); }
+  Index classes() const noexcept { return head_->classes(); }
+  /// The linears of encoder and pooler, in the order of the model; the head is none of them.
   std::vector<AdaptedLinear<T>*> sites() {
-    std::vector<AdaptedLinear<T>*> result = encoder_.sites();
-    result.push_back(&pooler_.adapted());
+    std::vector<AdaptedLinear<T>*> result = encoder_->linears();
+    result.push_back(&head_->pooler());
     return result;
   }
-  Index parameter_count() const {
-    return encoder_.parameter_count() + pooler_.parameter_count() + classifier_.in_features() * classifier_.out_features() +
-           classifier_.bias().size;
-  }
+  /// Everything that adapters attach to by name: those linears and the head, the tables, all norms. It views memory of this
+  /// model, valid as long as it lives.
+  peft::AdapterSites<T> adapter_sites() const noexcept { return {linears_, tables_, norms_}; }
+  /// Parameters of the base model, with the head.
+  Index parameter_count() const { return encoder_->parameter_count() + head_->parameter_count(); }
   void set_executor(ExecutorRef executor) noexcept {
     executor_ = executor;
-    encoder_.set_executor(executor);
+    encoder_->set_executor(executor);
   }
 
-  /// What forward_backward trains beside the head, and evaluate uses.
+  /// What forward_backward trains and evaluate uses.
   void select(peft::Selection<T> selection) { selection_ = std::move(selection); }
   const peft::Selection<T>& selection() const noexcept { return selection_; }
-  /// Trains also what wanted(name) says of the base, by Hugging Face's names; full fine-tuning: everything. Throws
-  /// ConfigError for activations of 16 bits, whose weights would not take small steps.
-  template <class Wanted>
-  void train_base(Wanted&& wanted) {
-    if constexpr (!std::is_same_v<T, A>) {
-      peft::fail<peft::ConfigError>("Bert: the base can be trained with activations in float or double");
-    } else {
-      encoder_.train_base(wanted);
-      pooler_.train(wanted);
-    }
+  /// Puts bottleneck adapters behind, or beside, attention and feed-forward; nullptr: none. They are trained with whatever
+  /// else is. Throws ShapeError for those of another model, ConfigError for those of another architecture.
+  void set_adapters(std::shared_ptr<peft::AdapterSet<T>> adapters) { encoder_->adapters().set(std::move(adapters)); }
+  /// Several, composed as `setup` says by their names. Where it shares rows out, sequence i is the batch's. Throws as above,
+  /// and ConfigError as peft::AdapterComposition, or for a name that is none of theirs.
+  void set_adapters(const peft::AdapterSetup& setup, std::vector<std::shared_ptr<peft::AdapterSet<T>>> adapters) {
+    encoder_->adapters().set(setup, std::move(adapters));
   }
-  void train_base() {
-    train_base([](std::string_view) { return true; });
+  peft::PromptHost prompt_host() const noexcept {
+    const BertConfig& c = config();
+    return {c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_attention_heads, c.head_dim()};
   }
+  /// Puts a trained prefix, or learned vectors, before every sequence; nullptr: none. Throws ShapeError for one of another
+  /// model, ConfigError for both at once.
+  void set_prefix(std::shared_ptr<peft::PrefixCache<T>> prefix) {
+    encoder_->virtual_tokens().set_prefix(std::move(prefix), prompt_host());
+  }
+  void set_prompt(std::shared_ptr<peft::PromptEmbedding<T>> prompt) {
+    encoder_->virtual_tokens().set_prompt(std::move(prompt), prompt_host());
+  }
+  /// Virtual tokens before every sequence.
+  Index num_virtual_tokens() const noexcept { return std::as_const(*encoder_).virtual_tokens().count(); }
 
   // -- peft::TrainableModel ------------------------------------------------------------------------------------------
   template <class Visitor>
   void for_each_parameter(Visitor&& visit) {
     for (const auto& active : selection_.active()) active.adapter->for_each_parameter(visit);
-    encoder_.for_each_base_parameter(visit);
-    pooler_.for_each_parameter(visit);
-    ensure_head_gradients();
-    const MatrixView<A> weight = classifier_.writable_weight();
-    visit(peft::ParameterInfo{"classifier.weight", peft::ParameterRole::kOther, true, weight.rows, weight.cols},
-          VectorView<A>(weight.data, weight.rows * weight.cols), classifier_.weight_grad().flat());
-    const VectorView<A> bias = classifier_.writable_bias();
-    visit(peft::ParameterInfo{"classifier.bias", peft::ParameterRole::kBias, false, 1, bias.size, 1}, bias,
-          classifier_.bias_grad().view());
+    encoder_->adapters().for_each_parameter(visit);
+    encoder_->virtual_tokens().for_each_parameter(visit);
   }
 
   void forward_backward(const peft::PackedBatch& batch, double grad_scale, std::uint64_t seed, std::uint32_t step,
                         peft::LossSum& sum) {
     const peft::TrainContext<T> context{selection_, seed, step, batch.first_row, true};
-    forward(batch, context);
-    loss(batch, grad_scale, true, sum);
-    const peft::TrainContext<T> own = per_sequence(batch, context);
-    const MatrixView<const A> d_logits = std::as_const(logits_).view();
-    const MatrixView<const A> pooled = std::as_const(pooled_).view();
-    classifier_.template backward_weight<A>(d_logits, pooled, executor_);
-    classifier_.template backward_bias<A>(d_logits, executor_);
-    if (!trains_below()) return;
-    classifier_.template backward_input<A>(d_logits, pooled_.view(), Accumulate::kOverwrite, executor_);
-    peft::ops::dropout<A>(pooled_, config().head_dropout(), head_key(own), executor_);
-    d_.resize_discard(batch.sequences(), config().hidden_size);
-    for (Index i = 0; i < d_.size(); ++i) d_.flat()[i] = static_cast<T>(pooled_.flat()[i]);
-    peft::ops::activation_backward<T>(peft::Activation::kTanh, d_, pooler_out_, pooler_out_, executor_);
-    pooler_.backward(std::as_const(pooler_out_).view(), std::as_const(*first_).view(), of_pooler_, d_,
-                     Accumulate::kOverwrite, own, executor_);
-    encoder_.backward(batch, d_, context, BertRows::kFirst);
+    Matrix<A>& logits = forward(batch, context);
+    loss(batch, logits, grad_scale, true, sum);
+    const bool below = encoder_->is_trained(selection_);
+    if (below) d_.resize_discard(batch.sequences(), config().hidden_size);
+    head_->backward(below ? d_.view() : MatrixView<T>(), config().head_dropout(), per_sequence(batch, context), executor_);
+    if (below) encoder_->backward(d_, context, BertRows::kFirst);
   }
 
-  void evaluate(const peft::PackedBatch& batch, peft::LossSum& sum) {
-    forward(batch, peft::TrainContext<T>{selection_, 0, 0, 0, false});
-    loss(batch, 0.0, false, sum);
+  /// Returns the logits [sequences, classes]; they stay until the next call.
+  const Matrix<A>& evaluate(const peft::PackedBatch& batch, peft::LossSum& sum) {
+    Matrix<A>& logits = forward(batch, evaluation());
+    loss(batch, logits, 0.0, false, sum);
+    return logits;
   }
 
   /// Logits [sequences, classes] without dropout; targets are not looked at. They stay until the next call.
-  const Matrix<A>& predict(const peft::PackedBatch& batch) {
-    forward(batch, peft::TrainContext<T>{selection_, 0, 0, 0, false});
-    return logits_;
-  }
+  const Matrix<A>& predict(const peft::PackedBatch& batch) { return forward(batch, evaluation()); }
 
  private:
   static peft::AnyLinear<T> need_pooler(BertWeights<T>& weights) {
@@ -136,47 +136,20 @@ class BertForSequenceClassification {
     }
     return std::move(*weights.pooler);
   }
-  static void check(const std::string& what, Index rows, Index cols, Index r, Index c) {
-    if (rows != r || cols != c) {
-      peft::fail<peft::ShapeError>("Bert: {} is [{}, {}]; expected [{}, {}]", what, rows, cols, r, c);
-    }
-  }
+  peft::TrainContext<T> evaluation() const { return {selection_, 0, 0, 0, false}; }
   /// Behind the encoder there is one row per sequence, and masks go by it.
   static peft::TrainContext<T> per_sequence(const peft::PackedBatch& batch, peft::TrainContext<T> context) {
     context.first_row = batch.first_sequence;
     return context;
   }
-  static peft::DropoutKey head_key(const peft::TrainContext<T>& context) {
-    const std::uint64_t hash = peft::ModuleId("classifier").hash();
-    return {context.seed, context.step, static_cast<std::uint32_t>(hash ^ (hash >> 32)), context.first_row};
-  }
-  bool trains_below() {
-    bool any = !selection_.is_empty() || pooler_.is_trained();
-    encoder_.for_each_base_parameter([&](const peft::ParameterInfo&, VectorView<A>, VectorView<A>) { any = true; });
-    return any;
-  }
-  void ensure_head_gradients() {
-    const Matrix<A> none(0, classes()), no_input(0, classifier_.in_features());
-    classifier_.template backward_weight<A>(none.view(), no_input.view());
-    classifier_.template backward_bias<A>(none.view());
-  }
 
-  void forward(const peft::PackedBatch& batch, const peft::TrainContext<T>& context) {
-    const Index sequences = batch.sequences(), hidden = config().hidden_size;
-    first_ = &encoder_.forward(batch, context, BertRows::kFirst);
-    pooler_out_.resize_discard(sequences, hidden);
-    pooled_.resize_discard(sequences, hidden);
-    logits_.resize_discard(sequences, classes());
-    const peft::TrainContext<T> own = per_sequence(batch, context);
-    pooler_.forward(std::as_const(*first_).view(), pooler_out_, of_pooler_, own, executor_);
-    for (Index i = 0; i < pooled_.size(); ++i) pooled_.flat()[i] = static_cast<A>(pooler_out_.flat()[i]);
-    peft::ops::activation_forward<A>(peft::Activation::kTanh, pooled_, pooled_, executor_);
-    if (context.dropout) peft::ops::dropout<A>(pooled_, config().head_dropout(), head_key(own), executor_);
-    classifier_.template forward<A>(std::as_const(pooled_).view(), logits_.view(), executor_);
+  Matrix<A>& forward(const peft::PackedBatch& batch, const peft::TrainContext<T>& context) {
+    const Matrix<T>& first = encoder_->forward(batch, context, BertRows::kFirst);
+    return head_->forward(first.view(), config().head_dropout(), per_sequence(batch, context), executor_);
   }
 
   /// Adds to `sum`; with `want_grad` the logits become their gradients.
-  void loss(const peft::PackedBatch& batch, double grad_scale, bool want_grad, peft::LossSum& sum) {
+  void loss(const peft::PackedBatch& batch, Matrix<A>& logits, double grad_scale, bool want_grad, peft::LossSum& sum) {
     const Index sequences = batch.sequences();
     labels_.clear();
     for (Index i = 0; i < batch.tokens(); ++i) {
@@ -191,7 +164,7 @@ class BertForSequenceClassification {
     }
     losses_.resize_discard(sequences);
     correct_.resize_discard(sequences);
-    peft::ops::cross_entropy<A>(logits_, {labels_.data(), sequences}, static_cast<A>(grad_scale), want_grad, losses_.view(),
+    peft::ops::cross_entropy<A>(logits, {labels_.data(), sequences}, static_cast<A>(grad_scale), want_grad, losses_.view(),
                                 correct_.view(), executor_);
     for (Index i = 0; i < sequences; ++i) {
       if (labels_[static_cast<std::size_t>(i)] < 0) continue;
@@ -201,16 +174,15 @@ class BertForSequenceClassification {
     }
   }
 
-  TrainableLinear<T> pooler_;
-  BertEncoder<T> encoder_;
-  peft::DenseLinear<A> classifier_;
+  std::unique_ptr<BertHead<T>> head_;
+  std::unique_ptr<BertEncoder<T>> encoder_;
+  std::vector<AdaptedLinear<T>*> linears_;
+  std::vector<peft::AdaptedEmbedding<T>*> tables_;
+  std::vector<peft::AdaptedNorm<T>*> norms_;
   peft::Selection<T> selection_;
   ExecutorRef executor_ = peft::default_executor();
   // Memory that is kept from step to step.
-  const Matrix<T>* first_ = nullptr;
-  Matrix<T> pooler_out_, d_;
-  Matrix<A> pooled_, logits_;
-  typename TrainableLinear<T>::Saved of_pooler_;
+  Matrix<T> d_;
   std::vector<std::int32_t> labels_;
   Buffer<double> losses_;
   Buffer<std::uint8_t> correct_;

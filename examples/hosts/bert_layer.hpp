@@ -6,17 +6,21 @@
 #include <utility>
 
 #include "hosts/bert_config.hpp"
+#include "hosts/bert_norm.hpp"
 #include "hosts/bert_weights.hpp"
+#include "hosts/block_adapters.hpp"
 #include "hosts/names.hpp"
-#include "hosts/trainable_linear.hpp"
-#include "hosts/trainable_norm.hpp"
 
 namespace peft_examples {
 
+/// Bottleneck adapters at sums that go on through a norm.
+template <Scalar T>
+using BertAdapters = BlockAdapters<T, typename BertNorm<T>::Selected>;
+
 template <Scalar T>
 struct BertLayer {
-  using Linear = TrainableLinear<T>;
-  using Norm = TrainableNorm<T>;
+  using Linear = AdaptedLinear<T>;
+  using Norm = BertNorm<T>;
 
   BertLayer(const std::string& path, BertLayerWeights<T> w, float eps)
       : query(path + "attention.self.query", std::move(w.query)),
@@ -34,12 +38,29 @@ struct BertLayer {
   std::array<Norm*, 2> norms() { return {&attention_norm, &output_norm}; }
   std::array<const Norm*, 2> norms() const { return {&attention_norm, &output_norm}; }
 
-  /// Whether the base or the selection has something to train here.
-  bool is_trained(const peft::Selection<T>& selection) const {
+  Index parameter_count() const {
+    Index count = 0;
     for (const Linear* linear : linears()) {
-      if (linear->is_trained() || linear->adapted().is_adapted(selection)) return true;
+      count += linear->in_features() * linear->out_features() + linear->out_features();
     }
-    return attention_norm.is_trained() || output_norm.is_trained();
+    for (const Norm* norm : norms()) count += norm->parameter_count();
+    return count;
+  }
+
+  // What the selection has a part on, from the layer's input on: a backward pass goes down to the first of them.
+  bool is_input_adapted(const peft::Selection<T>& selection) const {
+    return query.is_adapted(selection) || key.is_adapted(selection) || value.is_adapted(selection);
+  }
+  bool is_attention_adapted(const peft::Selection<T>& selection) const {
+    return attention_output.is_adapted(selection) || is_input_adapted(selection);
+  }
+  /// All but the norm at the layer's end.
+  bool is_middle_adapted(const peft::Selection<T>& selection) const {
+    return attention_norm.is_adapted(selection) || intermediate.is_adapted(selection) || output.is_adapted(selection) ||
+           is_attention_adapted(selection);
+  }
+  bool is_adapted(const peft::Selection<T>& selection) const {
+    return output_norm.is_adapted(selection) || is_middle_adapted(selection);
   }
 
   /// Throws ShapeError for what is not of the configuration's size.
@@ -76,18 +97,16 @@ struct BertSaved {
     k.resize_discard(tokens, c.hidden_size);
     v.resize_discard(tokens, c.hidden_size);
     a.resize_discard(rows, c.hidden_size);
-    attention_sum.resize_discard(rows, c.hidden_size);
     m.resize_discard(rows, c.hidden_size);
     inner.resize_discard(rows, c.intermediate_size);
-    output_sum.resize_discard(rows, c.hidden_size);
     log_sum_exp.resize_discard(rows, c.num_attention_heads);
   }
 
   Matrix<T> first;                           ///< the rows that go on, where they are not all
   Matrix<T> q, k, v, a, m, inner;            ///< inner: before the activation
-  Matrix<T> attention_sum, output_sum;       ///< branch + residual, which the norms take
   Matrix<Accumulator<T>> log_sum_exp;
   Saved of_query, of_key, of_value, of_attention_output, of_intermediate, of_output;
+  typename BertAdapters<T>::Saved of_attention_site, of_output_site;
 };
 
 }  // namespace peft_examples

@@ -102,13 +102,13 @@ BertForSequenceClassification<T> load_bert_classifier(const BertSource& source, 
   if (classes < 1 && !has_head) {
     peft::fail<peft::ConfigError>("{}: has no classifier.weight; expected the number of classes for a new head", source.where);
   }
-  peft::DenseLinear<A> head = BertForSequenceClassification<T>::make_classifier(std::max<Index>(1, classes),
+  peft::DenseLinear<T> head = BertForSequenceClassification<T>::make_classifier(std::max<Index>(1, classes),
                                                                                 source.config.hidden_size, seed);
   if (has_head && (classes < 1 || classes == own)) {
     const peft::TensorRef& weight = source.tensor("classifier.weight");
     check_shape(weight, {own, source.config.hidden_size});
     Buffer<A> bias = read_vector<A>(source.tensor("classifier.bias"), own);
-    head = peft::DenseLinear<A>(detail::copy_matrix<A>(weight, 0, executor), std::move(bias));
+    head = peft::DenseLinear<T>(detail::copy_matrix<T>(weight, 0, executor), std::move(bias));
   }
   BertForSequenceClassification<T> model(source.config, load_bert_weights<T>(source, executor), std::move(head));
   model.set_executor(executor);

@@ -95,12 +95,12 @@ class Llama {
   /// Puts bottleneck adapters behind, or beside, attention and feed-forward; nullptr: none. They are trained with whatever
   /// else is. Throws ShapeError for those of another model, ConfigError for those of another architecture.
   void set_adapters(std::shared_ptr<peft::AdapterSet<T>> adapters) {
-    model_->adapters().set(std::move(adapters), config());
+    model_->adapters().set(std::move(adapters));
   }
   /// Several, composed as `setup` says by their names. Where it shares rows out, sequence i is that of offsets[i] or of
   /// caches[i]. Throws as above, and ConfigError as peft::AdapterComposition, or for a name that is none of theirs.
   void set_adapters(const peft::AdapterSetup& setup, std::vector<std::shared_ptr<peft::AdapterSet<T>>> adapters) {
-    model_->adapters().set(setup, std::move(adapters), config());
+    model_->adapters().set(setup, std::move(adapters));
   }
   /// The adapters that are set, of several the first; nullptr where there are none.
   std::shared_ptr<peft::AdapterSet<T>> adapters() const noexcept {

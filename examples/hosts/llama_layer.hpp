@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "hosts/llama_adapters.hpp"
+#include "hosts/block_adapters.hpp"
 #include "hosts/llama_config.hpp"
 #include "hosts/llama_norm.hpp"
 #include "hosts/llama_weights.hpp"
@@ -13,6 +13,10 @@
 #include "peft/dense_linear.hpp"
 
 namespace peft_examples {
+
+/// Bottleneck adapters at sums that go on without a norm.
+template <Scalar T>
+using LlamaAdapters = BlockAdapters<T, peft::ops::NoNorm>;
 
 template <Scalar T>
 struct LlamaLayer {

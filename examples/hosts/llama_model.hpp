@@ -1,7 +1,7 @@
 #pragma once
 /// The body of a Llama host: embedding, layers, final norm, as transformers' LlamaModel. Per layer, x [tokens, hidden]:
 ///   m = x + attention(rms_norm(x)),   x' = m + down(silu(gate) ∘ up),  gate, up from rms_norm(m)
-/// where an adapter (hosts/llama_adapters.hpp) may stand in the place of either sum. Every linear is a peft::AdaptedLinear,
+/// where an adapter (hosts/block_adapters.hpp) may stand in the place of either sum. Every linear is a peft::AdaptedLinear,
 /// every norm a peft::AdaptedNorm, the embedding a peft::AdaptedEmbedding under Hugging Face's path.
 /// Training keeps x, q, k, v, m, gate, up and log-sum-exp per layer (hosts/llama_stored.hpp), and attention's result where
 /// o_proj is adapted; norms, the SwiGLU product and an x that an adapter wrote are made again.
@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "hosts/block_adapters.hpp"
 #include "hosts/kv_cache.hpp"
-#include "hosts/llama_adapters.hpp"
 #include "hosts/llama_attention.hpp"
 #include "hosts/llama_config.hpp"
 #include "hosts/llama_layer.hpp"
@@ -40,7 +40,9 @@ class LlamaModel {
       : config_((config.validate(), std::move(config))),
         embedding_("model.embed_tokens", embedding.view, std::move(embedding.owner)),
         final_norm_("model.norm", std::move(final_norm), config_.rms_norm_eps),
-        attention_(config_) {
+        attention_(config_),
+        adapters_({"Llama", peft::AdapterLayout::kLlama, "AdapterLayout::kLlama", config_.num_hidden_layers,
+                   config_.hidden_size, "model.layers.", ".attention_adapters", ".output_adapters"}) {
     layers_.reserve(layers.size());
     for (auto& weights : layers) {
       layers_.emplace_back("model.layers." + std::to_string(layers_.size()) + ".", std::move(weights), config_.rms_norm_eps);
@@ -70,9 +72,8 @@ class LlamaModel {
     stored_.resize(config_, tokens, [&](Index i) { return adapters_.can_join_again(i - 1, Site::kOutput); });
     product_.resize_discard(tokens, config_.intermediate_size);
     attention_.start(batch);
-    adapters_.start(batch, virtual_tokens().rows());
-    const peft::DropoutKey dropout{context.seed, context.step, kPromptModule, 0};
-    virtual_tokens().encode(context.dropout ? &dropout : nullptr, executor_);
+    adapters_.start(batch.offsets, virtual_tokens().rows());
+    virtual_tokens().encode(context, executor_);
     embedding_.forward({batch.ids.data(), own}, stored_.input(0).view().row_range(0, own), context.selection, executor_);
     if (const auto& prompt = virtual_tokens().prompt()) {
       prompt->write(stored_.input(0).view().row_range(own, virtual_tokens().rows()));
@@ -114,20 +115,20 @@ class LlamaModel {
     LlamaSaved<T>& s = scratch_;
     s.resize(config_, x.rows());
     attention_.start(counts, caches);
-    adapters_.start(counts);
+    adapters_.start_counts(counts);
     for (Index i = 0; i < config_.num_hidden_layers; ++i) {
       const Layer& layer = layers_[static_cast<std::size_t>(i)];
       const MatrixView<const T> in = normed(layer.input_norm, x, selection);
       attention_.read(layer, i, counts, caches, in, s, adapters_.branch(i, Site::kAttention, s.of_attention_adapter, s.m),
                       selection, executor_);
-      adapters_.join(i, Site::kAttention, x, s.of_attention_adapter, s.m, nullptr, executor_);
+      adapters_.join(i, Site::kAttention, x, kNoNorm, s.of_attention_adapter, s.m, nullptr, executor_);
       const MatrixView<const T> middle = normed(layer.post_norm, s.m, selection);
       layer.gate.forward(middle, s.gate, selection, executor_);
       layer.up.forward(middle, s.up, selection, executor_);
       peft::ops::swiglu_forward<T>(s.gate, s.up, s.gate, executor_);
       layer.down.forward(std::as_const(s.gate).view(), adapters_.branch(i, Site::kOutput, s.of_output_adapter, x), selection,
                          executor_);
-      adapters_.join(i, Site::kOutput, s.m, s.of_output_adapter, x, nullptr, executor_);
+      adapters_.join(i, Site::kOutput, s.m, kNoNorm, s.of_output_adapter, x, nullptr, executor_);
     }
   }
   /// norm(x), until the next call of anything here.
@@ -138,7 +139,7 @@ class LlamaModel {
   }
 
  private:
-  static constexpr std::uint32_t kPromptModule = 0xFFFF0000u;  ///< of the P-tuning encoder's dropout masks
+  static constexpr peft::ops::NoNorm kNoNorm{};
 
   void forward_layer(Index index, const peft::PackedBatch& batch, const peft::TrainContext<T>& context) {
     const Layer& layer = layers_[static_cast<std::size_t>(index)];
@@ -148,14 +149,14 @@ class LlamaModel {
     s.resize(config_, x.rows());
     attention_.forward(layer, index, batch, normed(layer.input_norm, x, context.selection), s,
                        adapters_.branch(index, Site::kAttention, s.of_attention_adapter, s.m), context, executor_);
-    adapters_.join(index, Site::kAttention, x, s.of_attention_adapter, s.m, &context, executor_);
+    adapters_.join(index, Site::kAttention, x, kNoNorm, s.of_attention_adapter, s.m, &context, executor_);
     const MatrixView<const T> middle = normed(layer.post_norm, s.m, context.selection);
     layer.gate.forward(middle, s.gate, s.of_gate, context, executor_);
     layer.up.forward(middle, s.up, s.of_up, context, executor_);
     peft::ops::swiglu_forward<T>(s.gate, s.up, product_, executor_);
     layer.down.forward(std::as_const(product_).view(),
                        adapters_.branch(index, Site::kOutput, s.of_output_adapter, next), s.of_down, context, executor_);
-    adapters_.join(index, Site::kOutput, s.m, s.of_output_adapter, next, &context, executor_);
+    adapters_.join(index, Site::kOutput, s.m, kNoNorm, s.of_output_adapter, next, &context, executor_);
     stored_.put(index, executor_);
   }
 
@@ -181,7 +182,7 @@ class LlamaModel {
     d_product_.resize_discard(d.rows(), config_.intermediate_size);
 
     const MatrixView<const T> d_down =
-        adapters_.backward(index, Site::kOutput, s.m, s.of_output_adapter, d, middle, executor_);
+        adapters_.backward(index, Site::kOutput, s.m, kNoNorm, s.of_output_adapter, d, middle, executor_);
     if (!middle) return;
     peft::ops::swiglu_forward<T>(s.gate, s.up, product_, executor_);
     layer.down.backward(d_down, std::as_const(product_).view(), s.of_down, d_product_, Accumulate::kOverwrite, context,
@@ -193,7 +194,7 @@ class LlamaModel {
     layer.post_norm.backward(branch_, s.m, Accumulate::kAdd, d, selection, executor_);
 
     const MatrixView<const T> d_attention =
-        adapters_.backward(index, Site::kAttention, x, s.of_attention_adapter, d, attention, executor_);
+        adapters_.backward(index, Site::kAttention, x, kNoNorm, s.of_attention_adapter, d, attention, executor_);
     if (!attention) return;
     attention_.backward_heads(layer, index, batch, d_attention, s, context, executor_);
     if (!input) return;
@@ -205,7 +206,7 @@ class LlamaModel {
 
   /// The lowest layer with something to train.
   Index lowest_trained(const peft::Selection<T>& selection) const {
-    const Index most = adapters_.lowest(config_.num_hidden_layers);
+    const Index most = adapters_.lowest();
     for (Index i = 0; i < most; ++i) {
       if (layers_[static_cast<std::size_t>(i)].is_adapted(selection)) return i;
     }

@@ -5,59 +5,30 @@
 /// see as their prefix.
 
 #include <cstdint>
-#include <memory>
-#include <utility>
 #include <vector>
 
 #include "hosts/names.hpp"
+#include "hosts/virtual_token_methods.hpp"
 #include "peft/ops/attention.hpp"
-#include "peft/prefix_cache.hpp"
-#include "peft/prompt_embedding.hpp"
 #include "peft/train/batch.hpp"
 
 namespace peft_examples {
 
 template <Scalar T>
-class VirtualTokens {
+class VirtualTokens : public VirtualTokenMethods<T> {
  public:
   using A = Accumulator<T>;
   using Segments = std::vector<peft::ops::AttentionSegment<T>>;
   using GradSegments = std::vector<peft::ops::AttentionGradSegment<T>>;
+  using VirtualTokenMethods<T>::count;
+  using VirtualTokenMethods<T>::prefix;
+  using VirtualTokenMethods<T>::prompt;
+  using VirtualTokenMethods<T>::trains_input;
+  using VirtualTokenMethods<T>::trains_prefix;
 
-  /// Throws ShapeError for a prefix of another model, ConfigError beside a prompt.
-  void set_prefix(std::shared_ptr<peft::PrefixCache<T>> prefix, const peft::PromptHost& host) {
-    if (prefix) prefix->require_host(host);
-    if (prefix && prompt_) peft::fail<peft::ConfigError>("set_prefix: the model has a prompt; remove it first");
-    prefix_ = std::move(prefix);
-  }
-  /// Throws ShapeError for a prompt of another model, ConfigError beside a prefix.
-  void set_prompt(std::shared_ptr<peft::PromptEmbedding<T>> prompt, const peft::PromptHost& host) {
-    if (prompt) prompt->require_host(host);
-    if (prompt && prefix_) peft::fail<peft::ConfigError>("set_prompt: the model has a prefix; remove it first");
-    prompt_ = std::move(prompt);
-  }
-  const std::shared_ptr<peft::PrefixCache<T>>& prefix() const noexcept { return prefix_; }
-  const std::shared_ptr<peft::PromptEmbedding<T>>& prompt() const noexcept { return prompt_; }
-  /// n: where the sequences' own positions begin.
-  Index count() const noexcept {
-    return prefix_ ? prefix_->num_virtual_tokens() : prompt_ ? prompt_->num_virtual_tokens() : 0;
-  }
   /// Rows behind the batch's: the prompt's n, or 0.
-  Index rows() const noexcept { return prompt_ ? prompt_->num_virtual_tokens() : 0; }
-  /// Whether the gradient of the first layer's input, or of its keys and values, is wanted.
-  bool trains_input() const noexcept { return prompt_ && prompt_->is_trainable(); }
-  bool trains() const noexcept { return trains_input() || trains_prefix(); }
-  template <class Visitor>
-  void for_each_parameter(Visitor& visit) {
-    if (trains_prefix()) prefix_->for_each_parameter(visit);
-    if (trains_input()) prompt_->for_each_parameter(visit);
-  }
+  Index rows() const noexcept { return prompt() ? prompt()->num_virtual_tokens() : 0; }
 
-  /// Brings what is trained, or was changed, up to its parameters; dropout: of the step, or nullptr.
-  void encode(const peft::DropoutKey* dropout, ExecutorRef executor) {
-    if (prefix_ && (trains_prefix() || prefix_->is_stale())) prefix_->encode(executor);
-    if (prompt_ && (trains_input() || prompt_->is_stale())) prompt_->encode(dropout, executor);
-  }
   /// The positions of all rows: the batch's after the virtual tokens, then the prompt's rows'.
   void positions(const peft::PackedBatch& batch, std::vector<std::int32_t>& out) const {
     out = batch.positions;
@@ -71,23 +42,23 @@ class VirtualTokens {
                 Segments& out) const {
     const Index tokens = batch.tokens(), n = rows();
     MatrixView<const T> first_keys, first_values;
-    if (prefix_) first_keys = prefix_->keys(layer), first_values = prefix_->values(layer);
-    if (prompt_) first_keys = keys.row_range(tokens, n), first_values = values.row_range(tokens, n);
+    if (prefix()) first_keys = prefix()->keys(layer), first_values = prefix()->values(layer);
+    if (prompt()) first_keys = keys.row_range(tokens, n), first_values = values.row_range(tokens, n);
     out.clear();
     for (std::size_t i = 0; i + 1 < batch.offsets.size(); ++i) {
       const Index first = batch.offsets[i], length = batch.offsets[i + 1] - first;
       out.push_back({first, length, keys.row_range(first, length), values.row_range(first, length), first_keys,
                      first_values});
     }
-    if (prompt_) out.push_back({tokens, n, first_keys, first_values, {}, {}});
+    if (prompt()) out.push_back({tokens, n, first_keys, first_values, {}, {}});
   }
   /// Where the gradients of `segments` go: what the sequences give to the prefix is added to its gradients, or put aside
   /// for add_prompt_gradients.
   void grad_segments(const Segments& segments, Index layer, MatrixView<T> d_keys, MatrixView<T> d_values,
                      GradSegments& out) {
     MatrixView<A> keys, values;
-    if (trains_prefix()) keys = prefix_->grad_keys(layer), values = prefix_->grad_values(layer);
-    if (prompt_) {
+    if (trains_prefix()) keys = prefix()->grad_keys(layer), values = prefix()->grad_values(layer);
+    if (prompt()) {
       aside_.resize_discard(2 * rows(), d_keys.cols);
       aside_.fill_zero();
       keys = aside_.view().row_range(0, rows()), values = aside_.view().row_range(rows(), rows());
@@ -113,17 +84,13 @@ class VirtualTokens {
   /// After the first layer; dx: the gradient of all rows of its input.
   void backward(MatrixView<const T> dx, ExecutorRef executor) {
     if (trains_input()) {
-      prompt_->add_gradient(dx.row_range(dx.rows - rows(), rows()));
-      prompt_->backward(executor);
+      prompt()->add_gradient(dx.row_range(dx.rows - rows(), rows()));
+      prompt()->backward(executor);
     }
-    if (trains_prefix()) prefix_->backward(executor);
+    if (trains_prefix()) prefix()->backward(executor);
   }
 
  private:
-  bool trains_prefix() const noexcept { return prefix_ && prefix_->is_trainable(); }
-
-  std::shared_ptr<peft::PrefixCache<T>> prefix_;
-  std::shared_ptr<peft::PromptEmbedding<T>> prompt_;
   Matrix<A> aside_;  // gradients of the prompt's keys, then of its values, in one layer
 };
 

@@ -69,8 +69,8 @@ class AdapterMaker {
       if (fresh_) dora.reset_magnitude(site.base());
       adapter_->add(site.module(), std::move(dora));
     }
-    add_biases(config.bias);
     add_saved(config.modules_to_save, "LoraConfig");
+    add_biases(config.bias);
     for (const auto& [name, tokens] : config.trainable_token_indices) add_tokens(name, tokens);
     return adapter_;
   }
@@ -107,8 +107,8 @@ class AdapterMaker {
       std::fill(own.lambda_b().value().flat().begin(), own.lambda_b().value().flat().end(), A(1));
       for (A& value : own.lambda_d().value().flat()) value = random.normal();
     }
-    add_biases(config.bias == "vera_only" ? "lora_only" : config.bias);
     add_saved(config.modules_to_save, VeraConfig::kName);
+    add_biases(config.bias == "vera_only" ? "lora_only" : config.bias);
     return adapter_;
   }
 
@@ -143,8 +143,8 @@ class AdapterMaker {
                                                                 config.lora_alpha, config.lora_dropout, config.init_r));
       if (fresh_) own.reset(seed_, site.module().hash());
     });
-    add_biases(config.bias);
     add_saved(config.modules_to_save, AdaLoraConfig::kName);
+    add_biases(config.bias);
     return adapter_;
   }
 
@@ -162,7 +162,11 @@ class AdapterMaker {
   }
 
   Pointer make(const FullConfig& config) {
+    add_saved(config.modules_to_save, FullConfig::kName);
+    add_saved(config.target_modules, FullConfig::kName, "target_modules");
+    if (!config.target_modules.empty()) return adapter_;
     for (const AdaptedLinear<T>* site : sites_.linears) {
+      if (is_saved(*site)) continue;
       if (!config.bias_only) {
         if (site != sites_.tied_head) adapter_->add(site->module(), whole_linear(*site));
       } else if (Buffer<A> bias = site->base().read_bias(); !bias.empty()) {
@@ -170,11 +174,11 @@ class AdapterMaker {
       }
     }
     for (const AdaptedNorm<T>* norm : sites_.norms) {
-      if (config.bias_only && norm->bias().empty()) continue;
+      if ((config.bias_only && norm->bias().empty()) || is_saved(*norm)) continue;
       adapter_->add(norm->module(), TrainedNorm<T>(config.bias_only ? VectorView<const A>() : norm->weight(), norm->bias()));
     }
     for (const AdaptedEmbedding<T>* site : sites_.embeddings) {
-      if (config.bias_only) continue;
+      if (config.bias_only || is_saved(*site)) continue;
       const TrainedEmbedding<T>& own = adapter_->add(site->module(), TrainedEmbedding<T>(table_of(*site)));
       const AdaptedLinear<T>* head = sites_.tied_head;
       if (head == nullptr || site != sites_.embeddings.front()) continue;
@@ -224,12 +228,22 @@ class AdapterMaker {
         adapter_->add(site.module(), LoraEmbedding<T>(site.vocabulary(), site.width(), match.r, match.scaling));
     if (fresh_) own.reset(seed_, site.module().hash());
   }
-  /// bias: "none", "lora_only" (of adapted layers) or "all" (of every site).
+  // Whether modules_to_save has taken a module already.
+  bool is_saved(const AdaptedLinear<T>& site) const {
+    return adapter_->template find<TrainedLinear<T>>(site.module()) != nullptr;
+  }
+  bool is_saved(const AdaptedNorm<T>& site) const {
+    return adapter_->template find<TrainedNorm<T>>(site.module()) != nullptr;
+  }
+  bool is_saved(const AdaptedEmbedding<T>& site) const {
+    return adapter_->template find<TrainedEmbedding<T>>(site.module()) != nullptr;
+  }
+  /// bias: "none", "lora_only" (of adapted layers) or "all" (of every site), but for modules_to_save, whose copies have it.
   void add_biases(const std::string& mode) {
     if (mode == "none") return;
     for (const AdaptedLinear<T>* site : sites_.linears) {
       const bool is_adapted = std::find(adapted_.begin(), adapted_.end(), site) != adapted_.end();
-      if (!is_adapted && mode != "all") continue;
+      if ((!is_adapted && mode != "all") || is_saved(*site)) continue;
       Buffer<A> bias = site->base().read_bias();
       if (bias.empty()) continue;
       adapter_->add(site->module(),
@@ -237,11 +251,11 @@ class AdapterMaker {
     }
     if (mode != "all") return;
     for (const AdaptedNorm<T>* norm : sites_.norms) {
-      if (!norm->bias().empty()) adapter_->add(norm->module(), TrainedNorm<T>({}, norm->bias()));
+      if (!norm->bias().empty() && !is_saved(*norm)) adapter_->add(norm->module(), TrainedNorm<T>({}, norm->bias()));
     }
   }
   /// modules_to_save: every site whose name ends in an entry, as in PEFT.
-  void add_saved(const std::vector<std::string>& entries, std::string_view who) {
+  void add_saved(const std::vector<std::string>& entries, std::string_view who, std::string_view field = "modules_to_save") {
     for (const std::string& entry : entries) {
       bool any = false;
       const auto wanted = [&](const std::string& name) {
@@ -255,22 +269,21 @@ class AdapterMaker {
           fail<ConfigError>("{}: module {} is in target_modules and in modules_to_save (\"{}\"); expected one of them", who,
                             site->name(), entry);
         }
-        if (adapter_->template find<TrainedLinear<T>>(site->module()) == nullptr) {
-          adapter_->add(site->module(), whole_linear(*site));
-        }
+        if (!is_saved(*site)) adapter_->add(site->module(), whole_linear(*site));
       }
       for (const AdaptedNorm<T>* norm : sites_.norms) {
-        if (!wanted(norm->name()) || adapter_->template find<TrainedNorm<T>>(norm->module()) != nullptr) continue;
+        if (!wanted(norm->name()) || is_saved(*norm)) continue;
         adapter_->add(norm->module(), TrainedNorm<T>(norm->weight(), norm->bias()));
       }
       for (const AdaptedEmbedding<T>* site : sites_.embeddings) {
-        if (!wanted(site->name()) || adapter_->template find<TrainedEmbedding<T>>(site->module()) != nullptr) continue;
+        if (!wanted(site->name()) || is_saved(*site)) continue;
         adapter_->add(site->module(), TrainedEmbedding<T>(table_of(*site)));
       }
-      if (!any) {
-        fail<ConfigError>("{}: modules_to_save names \"{}\", which is none of the {} linear layers, {} norms and {} embeddings "
-                          "that the host lets adapters attach to",
-                          who, entry, sites_.linears.size(), sites_.norms.size(), sites_.embeddings.size());
+      // Of a file the keys decide: Python writes "classifier" and "score" for a model that has one of them.
+      if (!any && unmatched_ == UnmatchedTargets::kRefuse) {
+        fail<ConfigError>("{}: {} names \"{}\", which is none of the {} linear layers, {} norms and {} embeddings that the "
+                          "host lets adapters attach to",
+                          who, field, entry, sites_.linears.size(), sites_.norms.size(), sites_.embeddings.size());
       }
     }
   }

@@ -39,9 +39,9 @@ void check_prompt_learning(std::string_view who, const Config& c) {
                       "supported",
                       who, c.num_transformer_submodules);
   }
-  if (!c.modules_to_save.empty()) {
-    fail<ConfigError>("{}: modules_to_save holds \"{}\"; modules trained in full beside virtual tokens are not supported; "
-                      "leave it empty",
+  if (!c.modules_to_save.empty() && c.task_type != "SEQ_CLS") {
+    fail<ConfigError>("{}: modules_to_save holds \"{}\"; beside virtual tokens only a classification head is trained in full "
+                      "(task_type SEQ_CLS); leave it empty",
                       who, c.modules_to_save.front());
   }
 }

@@ -4,8 +4,10 @@
 /// tuning and P-tuning. An encoder's parameters are not saved, as PEFT has it: a train state keeps them. An adapter other
 /// than "default" stands in a sub-folder of its name.
 
+#include <algorithm>
 #include <cstddef>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -23,11 +25,28 @@ struct PromptLearningAdapter {
   PromptLearningConfig config;
   std::filesystem::path path;  ///< the folder that it was read from
   TensorRef prompt_embeddings;  ///< views the mapped file
+  /// Of modules_to_save, named by parameter: "classifier.weight". Whoever reads them gives them to a model's modules.
+  std::vector<TensorRef> modules{};
 };
 
 namespace detail {
 
 inline constexpr std::string_view kPromptEmbeddings = "prompt_embeddings";
+/// Before the names of modules_to_save: a prompt wraps no model, so PEFT's keys lack the "model." that others have.
+inline constexpr std::string_view kPromptModules = "base_model.";
+
+/// Whether a parameter is of one of the modules that the configuration saves in full.
+inline bool is_saved_module(std::string_view parameter, const PromptLearningConfig& config) {
+  const std::size_t dot = parameter.rfind('.');
+  if (dot == std::string_view::npos) return false;
+  const std::string_view module = parameter.substr(0, dot);
+  return std::visit(
+      [&](const auto& c) {
+        return std::any_of(c.modules_to_save.begin(), c.modules_to_save.end(),
+                           [&](const std::string& entry) { return module.ends_with(entry); });
+      },
+      config);
+}
 
 /// [rows, cols] that the configuration means.
 inline std::pair<Index, Index> prompt_shape(const PromptLearningConfig& config, std::string_view where) {
@@ -79,8 +98,17 @@ inline PromptLearningAdapter read_prompt_learning(const std::filesystem::path& f
   const SafetensorsFile file = SafetensorsFile::open(weights);
   for (const TensorRef& tensor : file.tensors()) {
     if (tensor.name == kPromptEmbeddings) continue;
-    fail<FormatError>("{}: it holds the key {} beside {}; modules trained in full and other methods' weights are not "
-                      "supported here",
+    if (tensor.name.starts_with(kPromptModules)) {
+      TensorRef own = tensor;
+      own.name.erase(0, kPromptModules.size());
+      if (is_saved_module(own.name, result.config)) {
+        check_readable(own, where);
+        result.modules.push_back(std::move(own));
+        continue;
+      }
+    }
+    fail<FormatError>("{}: it holds the key {} beside {}, which is of none of its modules_to_save; other methods' weights "
+                      "are not supported here",
                       where, quote_text(tensor.name), kPromptEmbeddings);
   }
   const TensorRef* tensor = file.find(std::string(kPromptEmbeddings));
@@ -98,10 +126,11 @@ inline PromptLearningAdapter load_prompt_learning(const std::filesystem::path& f
   return detail::read_adapter_folder(detail::adapter_folder(folder, name), detail::read_prompt_learning);
 }
 
-/// Writes both files into a set that the caller commits. `inference_mode` is written as true, as PEFT does. Throws as
-/// save_prompt_learning.
+/// Writes both files into a set that the caller commits. `inference_mode` is written as true, as PEFT does. `modules`: the
+/// parameters of modules_to_save, named by parameter. Throws as save_prompt_learning; ConfigError for one of another module.
 template <std::floating_point A>
-void write_prompt_learning(AtomicDirectory& set, const PromptLearningConfig& config, MatrixView<const A> prompt_embeddings) {
+void write_prompt_learning(AtomicDirectory& set, const PromptLearningConfig& config, MatrixView<const A> prompt_embeddings,
+                           std::span<const TensorRef> modules = {}) {
   const std::string where = "saving the adapter to " + set.target().string();
   PromptLearningConfig saved = config;
   std::visit([](auto& c) { c.inference_mode = true; }, saved);
@@ -112,11 +141,20 @@ void write_prompt_learning(AtomicDirectory& set, const PromptLearningConfig& con
   }
   const TensorRef tensor = tensor_ref<float>(std::string(detail::kPromptEmbeddings), std::as_const(values).view());
   detail::check_prompt_tensor(tensor, config, where);
+  std::vector<TensorRef> tensors{tensor};
+  for (TensorRef module : modules) {
+    if (!detail::is_saved_module(module.name, config)) {
+      fail<ConfigError>("{}: {} is of none of the configuration's modules_to_save", where, quote_text(module.name));
+    }
+    detail::check_finite(module, where);
+    module.name.insert(0, detail::kPromptModules);
+    tensors.push_back(std::move(module));
+  }
   FileWriter config_file = set.create(detail::kAdapterConfig);
   config_file.write(json);
   config_file.finish();
   FileWriter weights = set.create(detail::kAdapterModel);
-  write_safetensors(weights, std::vector<TensorRef>{tensor});
+  write_safetensors(weights, tensors);
   weights.finish();
 }
 

@@ -106,7 +106,7 @@ Json common_to_json(const Config& config) {
   json["auto_mapping"] = nullptr;
   json["base_model_name_or_path"] = text(config.base_model_name_or_path);
   json["inference_mode"] = config.inference_mode;
-  json["modules_to_save"] = nullptr;
+  json["modules_to_save"] = config.modules_to_save.empty() ? Json(nullptr) : Json(config.modules_to_save);
   json["num_attention_heads"] = size(config.num_attention_heads);
   json["num_layers"] = size(config.num_layers);
   json["num_transformer_submodules"] = size(config.num_transformer_submodules);

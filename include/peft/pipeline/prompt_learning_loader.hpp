@@ -28,12 +28,19 @@ void set_rows(Method& method, const TensorRef& tensor) {
                     peft_type_of(adapter.config), expected);
 }
 
+/// What would be left out is not left out silently.
+inline void refuse_modules(const PromptLearningAdapter& adapter) {
+  if (adapter.modules.empty()) return;
+  fail<ConfigError>("adapter {}: it holds {} too, of a classification head; a host with that head takes it by "
+                    "load_prompt_learning and make_prefix_cache or make_prompt_embedding",
+                    adapter.path.string(), quote_text(adapter.modules.front().name));
+}
+
 }  // namespace detail
 
-/// A prefix from files. Throws as load_prompt_learning; ConfigError for another method's folder.
+/// A prefix with a file's rows. Its `modules` are the caller's to give to a model. Throws ConfigError for another method's.
 template <Scalar T>
-std::shared_ptr<PrefixCache<T>> load_prefix_cache(const std::filesystem::path& folder, std::string_view name = "default") {
-  const PromptLearningAdapter adapter = load_prompt_learning(folder, name);
+std::shared_ptr<PrefixCache<T>> make_prefix_cache(const PromptLearningAdapter& adapter) {
   const auto* config = std::get_if<PrefixTuningConfig>(&adapter.config);
   if (config == nullptr) detail::wrong_type(adapter, "\"PREFIX_TUNING\"; load_prompt_embedding reads the others");
   PrefixTuningConfig own = *config;
@@ -42,12 +49,9 @@ std::shared_ptr<PrefixCache<T>> load_prefix_cache(const std::filesystem::path& f
   detail::set_rows(*result, adapter.prompt_embeddings);
   return result;
 }
-
-/// A prompt from files, of prompt tuning or P-tuning. Throws as load_prompt_learning; ConfigError for a prefix's folder.
+/// The same for a prompt, of prompt tuning or P-tuning. Throws ConfigError for a prefix's file.
 template <Scalar T>
-std::shared_ptr<PromptEmbedding<T>> load_prompt_embedding(const std::filesystem::path& folder,
-                                                          std::string_view name = "default") {
-  const PromptLearningAdapter adapter = load_prompt_learning(folder, name);
+std::shared_ptr<PromptEmbedding<T>> make_prompt_embedding(const PromptLearningAdapter& adapter) {
   std::shared_ptr<PromptEmbedding<T>> result;
   if (const auto* prompt = std::get_if<PromptTuningConfig>(&adapter.config)) {
     PromptTuningConfig own = *prompt;
@@ -62,6 +66,23 @@ std::shared_ptr<PromptEmbedding<T>> load_prompt_embedding(const std::filesystem:
   }
   detail::set_rows(*result, adapter.prompt_embeddings);
   return result;
+}
+
+/// A prefix from files. Throws as load_prompt_learning; ConfigError for another method's folder, and for one that holds a
+/// module trained in full too.
+template <Scalar T>
+std::shared_ptr<PrefixCache<T>> load_prefix_cache(const std::filesystem::path& folder, std::string_view name = "default") {
+  const PromptLearningAdapter adapter = load_prompt_learning(folder, name);
+  detail::refuse_modules(adapter);
+  return make_prefix_cache<T>(adapter);
+}
+/// The same for a prompt, of prompt tuning or P-tuning.
+template <Scalar T>
+std::shared_ptr<PromptEmbedding<T>> load_prompt_embedding(const std::filesystem::path& folder,
+                                                          std::string_view name = "default") {
+  const PromptLearningAdapter adapter = load_prompt_learning(folder, name);
+  detail::refuse_modules(adapter);
+  return make_prompt_embedding<T>(adapter);
 }
 
 /// Brings the rows up to the parameters and saves them, with the configuration, as PEFT's folder. Throws as

@@ -1,14 +1,20 @@
 #pragma once
-/// What a run trains and saves, whatever the method: an adapter of parts, a prefix, a prompt, or bottleneck adapters.
+/// What a run trains and saves, whatever the method: an adapter of parts, a prefix, a prompt, or bottleneck adapters; of a
+/// classifier with its head and the names of its classes.
 
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "peft/adapter_set.hpp"
 #include "peft/checkpoint/adapter_config_json.hpp"
 #include "peft/checkpoint/adapterhub_directory.hpp"
+#include "peft/checkpoint/adapterhub_head.hpp"
+#include "peft/checkpoint/class_labels.hpp"
 #include "peft/checkpoint/peft_directory.hpp"
 #include "peft/checkpoint/prompt_learning_directory.hpp"
 #include "peft/io/atomic_directory.hpp"
@@ -21,6 +27,12 @@ PEFT_BEGIN_NAMESPACE
 
 namespace detail {
 
+/// A classification head that is trained beside a method which does not attach to it, and the classes' names.
+struct SavedHead {
+  std::span<const TensorRef> tensors;
+  const std::vector<std::string>& labels;
+};
+
 // One overload of each for what may be saved.
 
 template <Scalar T>
@@ -28,9 +40,10 @@ Json saved_config(NamedAdapter<T>& adapter) {
   return adapter_config_to_json(with_inference_mode(adapter.any_config(), false));
 }
 template <Scalar T>
-void write_saved(AtomicDirectory& set, NamedAdapter<T>& adapter) {
+void write_saved(AtomicDirectory& set, NamedAdapter<T>& adapter, const SavedHead& head) {
   const SavedWeights<T> weights(adapter);
   write_peft_adapter(set, adapter.any_config(), weights.tensors());
+  if (!head.labels.empty()) write_class_labels(set, head.labels);
 }
 template <Scalar T>
 Index saved_parameter_count(NamedAdapter<T>& adapter) {
@@ -55,9 +68,11 @@ Json saved_config(Method& method) {
 }
 template <class Method>
   requires requires(Method& method) { prompt_learning_config(method); }
-void write_saved(AtomicDirectory& set, Method& method) {
+void write_saved(AtomicDirectory& set, Method& method, const SavedHead& head) {
   method.encode();
-  write_prompt_learning<typename Method::accumulator_type>(set, prompt_learning_config(method), method.prompt_embeddings());
+  write_prompt_learning<typename Method::accumulator_type>(set, prompt_learning_config(method), method.prompt_embeddings(),
+                                                           head.tensors);
+  if (!head.labels.empty()) write_class_labels(set, head.labels);
 }
 template <class Method>
   requires requires(Method& method) { prompt_learning_config(method); }
@@ -80,8 +95,9 @@ Json saved_config(HubAdapters<T>& adapters) {
   return hub_config_json(adapters.info, bottleneck_config_to_json(adapters.set->config()));
 }
 template <Scalar T>
-void write_saved(AtomicDirectory& files, HubAdapters<T>& adapters) {
+void write_saved(AtomicDirectory& files, HubAdapters<T>& adapters, const SavedHead& head) {
   write_adapterhub_adapter(files, adapters.set->config(), adapters.info, adapterhub_tensors(*adapters.set));
+  if (!head.tensors.empty()) write_adapterhub_head(files, adapters.info, head.labels, head.tensors);
 }
 template <Scalar T>
 Index saved_parameter_count(HubAdapters<T>& adapters) {
@@ -97,7 +113,9 @@ class SavedAdapter {
   using accumulator_type = Accumulator<T>;
 
   template <class Method>
-    requires requires(AtomicDirectory& set, Method& method) { detail::write_saved(set, method); }
+    requires requires(AtomicDirectory& set, Method& method, const detail::SavedHead& head) {
+      detail::write_saved(set, method, head);
+    }
   SavedAdapter(std::shared_ptr<Method> method)  // NOLINT(google-explicit-constructor): an adapter is one
       : held_(std::move(method)) {}
 
@@ -108,24 +126,43 @@ class SavedAdapter {
     held_ = std::make_shared<detail::HubAdapters<T>>(detail::HubAdapters<T>{std::move(adapters), std::move(info)});
   }
 
+  /// Of a classifier: the names of its classes, and the adapter that trains its head (named "classifier") where the method's
+  /// own does not; nullptr where it does. The head then stands in the method's files: among a prefix's or prompt's
+  /// modules_to_save, or as AdapterHub's head beside bottleneck adapters. Throws ConfigError for a head beside an adapter of
+  /// parts, which has it as one of its own.
+  void set_classes(std::vector<std::string> labels, std::shared_ptr<NamedAdapter<T>> head = nullptr) {
+    if (head && std::holds_alternative<std::shared_ptr<NamedAdapter<T>>>(held_)) {
+      fail<ConfigError>("SavedAdapter: a head beside an adapter of parts has no place in its files; expected it among the "
+                        "adapter's modules_to_save");
+    }
+    labels_ = std::move(labels);
+    head_ = std::move(head);
+  }
+
   /// The configuration as adapter_config.json says it, for a training: inference_mode says how a file was saved only.
   std::string config_text() const {
     return std::visit([](const auto& method) { return detail::saved_config(*method).dump(); }, held_);
   }
-  /// Writes the adapter's files into a set that the caller commits. Throws as write_peft_adapter, write_prompt_learning
-  /// and write_adapterhub_adapter.
+  /// Writes the adapter's files into a set that the caller commits. Throws as write_peft_adapter, write_prompt_learning,
+  /// write_adapterhub_adapter, write_adapterhub_head and write_class_labels.
   void write(AtomicDirectory& set) const {
-    std::visit([&set](const auto& method) { detail::write_saved(set, *method); }, held_);
+    std::optional<SavedWeights<T>> head;
+    if (head_) head.emplace(*head_);
+    const detail::SavedHead saved{head ? head->tensors() : std::span<const TensorRef>(), labels_};
+    std::visit([&](const auto& method) { detail::write_saved(set, *method, saved); }, held_);
   }
   /// Trainable numbers; of an encoder, where one makes the rows.
   Index parameter_count() const {
-    return std::visit([](const auto& method) { return detail::saved_parameter_count(*method); }, held_);
+    const Index own = std::visit([](const auto& method) { return detail::saved_parameter_count(*method); }, held_);
+    return own + (head_ ? head_->parameter_count() : 0);
   }
 
  private:
   std::variant<std::shared_ptr<NamedAdapter<T>>, std::shared_ptr<PrefixCache<T>>, std::shared_ptr<PromptEmbedding<T>>,
                std::shared_ptr<detail::HubAdapters<T>>>
       held_;
+  std::shared_ptr<NamedAdapter<T>> head_;
+  std::vector<std::string> labels_;
 };
 
 PEFT_END_NAMESPACE

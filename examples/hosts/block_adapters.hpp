@@ -1,9 +1,11 @@
 #pragma once
-/// The bottleneck adapters of a Llama host. Where a branch (attention, the feed-forward) meets its residual r, what stands
-/// at the site makes of the branch's output h what goes on: an adapter, or several composed (Stack, Average, BatchSplit, …);
-/// without any that is h + r. As in AdapterHub's Llama there is no norm at that place: the norms stand before the branches.
+/// The bottleneck adapters of a host. Where a branch (attention, the feed-forward) meets its residual r, what stands at the
+/// site makes of the branch's output h what goes on: an adapter, or several composed (Stack, Average, BatchSplit, …); without
+/// any that is norm(h + r). As in AdapterHub's models: the norm is the block's own in a BERT; a Llama has none at that place,
+/// its norms stand before the branches.
 
 #include <algorithm>
+#include <concepts>
 #include <memory>
 #include <optional>
 #include <span>
@@ -11,49 +13,61 @@
 #include <utility>
 #include <vector>
 
-#include "hosts/llama_config.hpp"
 #include "hosts/names.hpp"
 #include "peft/adapter_composition.hpp"
 #include "peft/adapter_set.hpp"
 #include "peft/ops/add.hpp"
-#include "peft/train/batch.hpp"
+#include "peft/ops/block_norm.hpp"
 
 namespace peft_examples {
 
-template <Scalar T>
-class LlamaAdapters {
+/// Where a host lets bottleneck adapters stand.
+struct BlockSites {
+  std::string host;  ///< for messages: "Llama"
+  peft::AdapterLayout layout;
+  std::string layout_text;  ///< for messages: "AdapterLayout::kLlama"
+  Index layers, hidden_size;
+  /// Paths of the sites are layer_path + number + one of the others; dropout masks go by them.
+  std::string layer_path, attention_path, output_path;
+};
+
+/// Norm: the block's, a peft::ops::BlockNorm; peft::ops::NoNorm where it has none.
+template <Scalar T, class Norm>
+class BlockAdapters {
  public:
   using Site = peft::AdapterSite;
   using Set = std::shared_ptr<peft::AdapterSet<T>>;
   using Composition = peft::AdapterComposition<T>;
 
-  /// What a site keeps for backward.
+  /// What a site keeps for backward. h: the branch's output, or h + r where the site has no adapter.
   struct Saved {
     Matrix<T> h;
     typename peft::Adapter<T>::Saved adapter;
     typename Composition::Saved composition;
   };
 
+  explicit BlockAdapters(BlockSites sites) : place_(std::move(sites)) {}
+
   /// One set of adapters; nullptr: none. Throws ShapeError for adapters of another model, ConfigError for those of another
   /// architecture.
-  void set(Set set, const LlamaConfig& config) {
-    if (set) check(*set, config);
+  void set(Set set) {
+    if (set) check(*set);
     compositions_.clear();
     sets_.clear();
     if (set) sets_.push_back(std::move(set));
   }
   /// Several, composed as `setup` says by their names. Throws as set, and ConfigError where AdapterComposition does.
-  void set(const peft::AdapterSetup& setup, std::vector<Set> sets, const LlamaConfig& config) {
+  void set(const peft::AdapterSetup& setup, std::vector<Set> sets) {
     setup.validate();
-    for (const Set& set : sets) check(*set, config);
+    for (const Set& set : sets) check(*set);
     for (const std::string& name : setup.names()) {
       if (std::none_of(sets.begin(), sets.end(), [&](const Set& set) { return set->name() == name; })) {
-        peft::fail<peft::ConfigError>("Llama: {} names the adapter \"{}\", which is none of the {} given", setup.text(), name,
-                                      sets.size());
+        peft::fail<peft::ConfigError>("{}: {} names the adapter \"{}\", which is none of the {} given", place_.host,
+                                      setup.text(), name, sets.size());
       }
     }
     std::vector<std::optional<Composition>> compositions;
-    for (Index layer = 0; layer < config.num_hidden_layers; ++layer) {
+    for (Index layer = 0; layer < place_.layers; ++layer) {
       for (const Site site : {Site::kAttention, Site::kOutput}) {
         typename Composition::NamedAdapters here;
         for (const Set& set : sets) {
@@ -72,10 +86,10 @@ class LlamaAdapters {
   }
   /// Whether join with what it left in `saved` gives the same again.
   bool can_join_again(Index layer, Site site) const noexcept { return single(layer, site) != nullptr; }
-  /// Layers have adapters from this one on; `layers` where there are none.
-  Index lowest(Index layers) const noexcept {
+  /// Layers have adapters from this one on; the number of layers where there are none.
+  Index lowest() const noexcept {
     Index layer = 0;
-    while (layer < layers && !has(layer, Site::kAttention) && !has(layer, Site::kOutput)) ++layer;
+    while (layer < place_.layers && !has(layer, Site::kAttention) && !has(layer, Site::kOutput)) ++layer;
     return layer;
   }
   template <class Visitor>
@@ -83,69 +97,82 @@ class LlamaAdapters {
     for (const Set& set : sets_) set->for_each_parameter(visit);
   }
 
-  /// What follows is about the rows of this batch, behind which `rows` more stand by themselves.
-  void start(const peft::PackedBatch& batch, Index rows) {
+  /// What follows is about rows of sequences that begin at these offsets, behind which `rows` more stand by themselves.
+  void start(std::span<const Index> offsets, Index rows = 0) {
     if (compositions_.empty()) return;
-    offsets_ = batch.offsets;
+    offsets_.assign(offsets.begin(), offsets.end());
     if (rows > 0) offsets_.push_back(offsets_.back() + rows);
   }
   /// The same for counts[i] rows of sequence i.
-  void start(std::span<const Index> counts) {
+  void start_counts(std::span<const Index> counts) {
     if (compositions_.empty()) return;
     offsets_.assign(1, 0);
     for (const Index count : counts) offsets_.push_back(offsets_.back() + count);
   }
+  /// The same for one row of each of so many sequences.
+  void start_single(Index sequences) {
+    if (compositions_.empty()) return;
+    offsets_.clear();
+    for (Index i = 0; i <= sequences; ++i) offsets_.push_back(i);
+  }
 
-  /// Where a branch's output h is to be written: y's own memory where the site has no adapter.
+  /// Where a branch's output h is to be written: y's own memory where nothing of it is needed later.
   MatrixView<T> branch(Index layer, Site site, Saved& saved, Matrix<T>& y) const {
-    if (!has(layer, site)) return y;
+    if (kPlain && !has(layer, site)) return y;
     saved.h.resize_discard(y.rows(), y.cols());
     return saved.h;
   }
   /// y = what goes on, of h in branch()'s memory and r. Training: `context` with the step's dropout; inference: nullptr.
-  void join(Index layer, Site site, MatrixView<const T> r, Saved& saved, Matrix<T>& y, const peft::TrainContext<T>* context,
-            ExecutorRef executor) {
+  void join(Index layer, Site site, MatrixView<const T> r, const Norm& norm, Saved& saved, Matrix<T>& y,
+            const peft::TrainContext<T>* context, ExecutorRef executor) {
     const MatrixView<const T> h = std::as_const(saved.h).view();
     const bool training = context != nullptr && context->dropout;
     if (const Composition* several = composition(layer, site)) {
       const peft::DropoutKey key = training ? key_of(layer, site, *context) : peft::DropoutKey{};
-      several->forward(h, r, peft::ops::NoNorm(), offsets_, y, saved.composition, training ? &key : nullptr, executor);
+      several->forward(h, r, norm, offsets_, y, saved.composition, training ? &key : nullptr, executor);
     } else if (const peft::Adapter<T>* adapter = single(layer, site)) {
       peft::DropoutMask dropout;
       if (training && adapter->dropout() > 0.0f) dropout = key_of(layer, site, *context);
-      adapter->forward(h, r, peft::ops::NoNorm(), y, saved.adapter, dropout, executor, &work_);
-    } else {
+      adapter->forward(h, r, norm, y, saved.adapter, dropout, executor, &work_);
+    } else if constexpr (kPlain) {
       peft::ops::add<T>(r, y, executor);
+    } else {
+      peft::ops::add<T>(r, saved.h, executor);
+      norm.forward(std::as_const(saved.h).view(), y, executor);
     }
   }
   /// d holds the gradient of y and receives that of r; that of h is returned. Without `wanted`, nothing below is trained,
   /// and neither is of use.
-  MatrixView<const T> backward(Index layer, Site site, MatrixView<const T> r, const Saved& saved, Matrix<T>& d, bool wanted,
-                               ExecutorRef executor) {
+  MatrixView<const T> backward(Index layer, Site site, MatrixView<const T> r, const Norm& norm, const Saved& saved,
+                               Matrix<T>& d, bool wanted, ExecutorRef executor) {
     const MatrixView<const T> dy = std::as_const(d).view(), h = std::as_const(saved.h).view();
-    if (!has(layer, site)) return dy;
+    if (!has(layer, site)) {
+      if constexpr (!kPlain) norm.backward(dy, h, Accumulate::kOverwrite, d, executor);
+      return dy;
+    }
     d_branch_.resize_discard(d.rows(), d.cols());
     if (const Composition* several = composition(layer, site)) {
       d_residual_.resize_discard(d.rows(), d.cols());
-      several->backward(dy, h, r, peft::ops::NoNorm(), offsets_, saved.composition, d_branch_, d_residual_, executor);
+      several->backward(dy, h, r, norm, offsets_, saved.composition, d_branch_, d_residual_, executor);
       std::swap(d, d_residual_);
     } else {
       const MatrixView<T> dh = wanted ? d_branch_.view() : MatrixView<T>(), dr = wanted ? d.view() : MatrixView<T>();
-      single(layer, site)->backward(dy, h, r, peft::ops::NoNorm(), saved.adapter, dh, dr, executor, &work_);
+      single(layer, site)->backward(dy, h, r, norm, saved.adapter, dh, dr, executor, &work_);
     }
     return std::as_const(d_branch_).view();
   }
 
  private:
-  static void check(const peft::AdapterSet<T>& set, const LlamaConfig& config) {
-    if (set.layout() != peft::AdapterLayout::kLlama) {
-      peft::fail<peft::ConfigError>("Llama: adapter \"{}\" is laid out for another architecture; expected "
-                                    "AdapterLayout::kLlama",
-                                    set.name());
+  static constexpr bool kPlain = std::same_as<Norm, peft::ops::NoNorm>;
+
+  void check(const peft::AdapterSet<T>& set) const {
+    if (set.layout() != place_.layout) {
+      peft::fail<peft::ConfigError>("{}: adapter \"{}\" is laid out for another architecture; expected {}", place_.host,
+                                    set.name(), place_.layout_text);
     }
-    if (set.layers() != config.num_hidden_layers || set.hidden_size() != config.hidden_size) {
-      peft::fail<peft::ShapeError>("Llama: adapter \"{}\" is for {} layers of {} units; expected {} of {}", set.name(),
-                                   set.layers(), set.hidden_size(), config.num_hidden_layers, config.hidden_size);
+    if (set.layers() != place_.layers || set.hidden_size() != place_.hidden_size) {
+      peft::fail<peft::ShapeError>("{}: adapter \"{}\" is for {} layers of {} units; expected {} of {}", place_.host,
+                                   set.name(), set.layers(), set.hidden_size(), place_.layers, place_.hidden_size);
     }
   }
   const Composition* composition(Index layer, Site site) const noexcept {
@@ -157,13 +184,14 @@ class LlamaAdapters {
     return compositions_.empty() && !sets_.empty() ? sets_.front()->find(layer, site) : nullptr;
   }
   /// Masks go by the site's path, as an adapted module's do by its name.
-  static peft::DropoutKey key_of(Index layer, Site site, const peft::TrainContext<T>& context) {
-    const peft::ModuleId module("model.layers." + std::to_string(layer) +
-                                (site == Site::kAttention ? ".attention_adapters" : ".output_adapters"));
+  peft::DropoutKey key_of(Index layer, Site site, const peft::TrainContext<T>& context) const {
+    const peft::ModuleId module(place_.layer_path + std::to_string(layer) +
+                                (site == Site::kAttention ? place_.attention_path : place_.output_path));
     const auto folded = static_cast<std::uint32_t>(module.hash() ^ (module.hash() >> 32));
     return {context.seed, context.step, folded, context.first_row};
   }
 
+  BlockSites place_;
   std::vector<Set> sets_;
   std::vector<std::optional<Composition>> compositions_;  // per layer: after attention, after the feed-forward
   std::vector<Index> offsets_;                            // of the sequences, for compositions that share rows out

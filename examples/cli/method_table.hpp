@@ -1,0 +1,120 @@
+#pragma once
+/// The methods of the command line with their defaults, and the options that are fields of their configurations.
+
+#include <string_view>
+
+namespace peft_examples {
+
+enum class Kind { kCount, kWhole, kInteger, kNumber, kText, kFlag, kModules, kNames, kWholes };
+
+/// An option: PEFT's field, with hyphens. `methods`: those that have it, with spaces around each.
+struct Field {
+  std::string_view name;  ///< of the field; empty: no field of a configuration
+  std::string_view option;
+  Kind kind;
+  std::string_view methods;
+  std::string_view help;
+};
+
+inline constexpr std::string_view kLora = " lora rslora dora ";
+inline constexpr std::string_view kRank = " lora rslora dora vera loha lokr ";
+inline constexpr std::string_view kLoraAlpha = " lora rslora dora adalora ";
+inline constexpr std::string_view kLinear = " lora rslora dora ia3 vera loha lokr adalora ln-tuning ";
+inline constexpr std::string_view kLayers = " lora rslora dora vera loha lokr adalora ";
+inline constexpr std::string_view kBias = " lora rslora dora vera adalora ";
+inline constexpr std::string_view kVirtual = " prefix prompt p-tuning ";
+inline constexpr std::string_view kBottleneck = " adapter houlsby parallel ";
+
+inline constexpr Field kFields[] = {
+    {"r", "--r", Kind::kCount, kRank, "rank"},
+    {"lora_alpha", "--lora-alpha", Kind::kNumber, kLoraAlpha, "scale of the update times r"},
+    {"alpha", "--alpha", Kind::kNumber, " loha lokr ", "scale of the update times r"},
+    {"lora_dropout", "--lora-dropout", Kind::kNumber, kLoraAlpha, "probability, below 1"},
+    {"vera_dropout", "--vera-dropout", Kind::kNumber, " vera ", "probability, below 1"},
+    {"target_modules", "--target-modules", Kind::kModules, kLinear,
+     "names with commas, all-linear, or a regular expression of whole paths"},
+    {"exclude_modules", "--exclude-modules", Kind::kModules, " lora rslora dora ia3 loha lokr adalora ln-tuning ",
+     "the same, of modules that are left out"},
+    {"feedforward_modules", "--feedforward-modules", Kind::kModules, " ia3 ", "of these the input is scaled"},
+    {"layers_to_transform", "--layers-to-transform", Kind::kWholes, kLayers, "layer numbers with commas"},
+    {"modules_to_save", "--modules-to-save", Kind::kNames, kLinear, "names with commas: trained in full"},
+    {"bias", "--bias", Kind::kText, kBias, "which biases are trained: none, all or lora_only (vera_only)"},
+    {"use_rslora", "--use-rslora", Kind::kFlag, kLora, "scale alpha/sqrt(r)"},
+    {"use_dora", "--use-dora", Kind::kFlag, kLora, "a trained length per output row"},
+    {"lora_bias", "--lora-bias", Kind::kFlag, " lora rslora ", "a bias on B"},
+    {"init_lora_weights", "--init-lora-weights", Kind::kText, kLora, "start: true, false, gaussian or orthogonal"},
+    {"trainable_token_indices", "--trainable-token-indices", Kind::kWholes, kLora,
+     "token ids with commas whose embeddings are trained"},
+    {"", "--loraplus-lr-ratio", Kind::kNumber, " lora rslora dora ", "LoRA+: B learns so many times as fast as A"},
+    {"d_initial", "--d-initial", Kind::kNumber, " vera ", "start of the vector d"},
+    {"projection_prng_key", "--projection-prng-key", Kind::kWhole, " vera ", "seed of the frozen projections"},
+    {"decompose_both", "--decompose-both", Kind::kFlag, " lokr ", "factor the first matrix too"},
+    {"decompose_factor", "--decompose-factor", Kind::kInteger, " lokr ", "size of the first factor, or -1"},
+    {"init_r", "--init-r", Kind::kCount, " adalora ", "rank of every module at the start"},
+    {"target_r", "--target-r", Kind::kCount, " adalora ", "rank per module at the end, on average"},
+    {"tinit", "--tinit", Kind::kWhole, " adalora ", "steps before ranks are reduced"},
+    {"tfinal", "--tfinal", Kind::kWhole, " adalora ", "steps at the end during which they stay"},
+    {"deltaT", "--deltaT", Kind::kCount, " adalora ", "steps between two reductions"},
+    {"beta1", "--beta1", Kind::kNumber, " adalora ", "smoothing of the sensitivity"},
+    {"beta2", "--beta2", Kind::kNumber, " adalora ", "smoothing of its uncertainty"},
+    {"orth_reg_weight", "--orth-reg-weight", Kind::kNumber, " adalora ", "of the loss's second term"},
+    {"num_virtual_tokens", "--num-virtual-tokens", Kind::kCount, kVirtual, "that stand before every sequence (20)"},
+    {"prefix_projection", "--prefix-projection", Kind::kFlag, " prefix ", "an MLP makes the prefix while it is trained"},
+    {"encoder_hidden_size", "--encoder-hidden-size", Kind::kCount, " prefix p-tuning ", "width inside the encoder"},
+    {"", "--prefix-init-text", Kind::kText, " prefix ", "start from what the model computes for this text"},
+    {"prompt_tuning_init", "--prompt-tuning-init", Kind::kText, " prompt ", "start: TEXT, SAMPLE_VOCAB or RANDOM"},
+    {"prompt_tuning_init_text", "--prompt-tuning-init-text", Kind::kText, " prompt ", "start from this text's embeddings"},
+    {"tokenizer_name_or_path", "--tokenizer-name-or-path", Kind::kText, " prompt ", "for Python, with TEXT"},
+    {"encoder_reparameterization_type", "--encoder-reparameterization-type", Kind::kText, " p-tuning ", "MLP or LSTM"},
+    {"encoder_num_layers", "--encoder-num-layers", Kind::kCount, " p-tuning ", "of the LSTM"},
+    {"encoder_dropout", "--encoder-dropout", Kind::kNumber, " p-tuning ", "between the LSTM's layers"},
+    {"reduction_factor", "--reduction-factor", Kind::kNumber, kBottleneck, "how much narrower the bottleneck is"},
+    {"non_linearity", "--non-linearity", Kind::kText, kBottleneck, "relu, gelu, gelu_new, silu, swish, tanh or leakyrelu"},
+    {"dropout", "--dropout", Kind::kNumber, kBottleneck, "of the bottleneck's update: probability, below 1"},
+    {"scaling", "--scaling", Kind::kText, kBottleneck, "factor of the update: a number, learned or channel"},
+    {"leave_out", "--leave-out", Kind::kWholes, kBottleneck, "layer numbers with commas: without adapters"},
+    {"init_weights", "--init-weights", Kind::kText, " prefix loha lokr adapter houlsby parallel ",
+     "start: zero (prefix); true, false (loha, lokr); bert, mam_adapter, houlsby (adapters)"},
+};
+
+inline constexpr std::string_view kBottleneckType = "AdapterHub's";
+inline constexpr std::string_view kHead = "head";  ///< the classification head alone
+
+struct Method {
+  std::string_view name;
+  std::string_view peft_type;
+  double learning_rate;
+  /// Fields that are set where no option is: Python PEFT's for Llama, or its documentation's.
+  std::string_view defaults;
+  /// The modules of them in a BERT: Python PEFT's.
+  std::string_view of_bert = "{}";
+};
+inline constexpr std::string_view kQueryValue = R"({"target_modules":["query","value"]})";
+inline constexpr Method kMethods[] = {
+    {"lora", "LORA", 3e-4, R"({"r":8,"lora_alpha":32,"lora_dropout":0.05,"target_modules":["q_proj","v_proj"]})", kQueryValue},
+    {"rslora", "LORA", 3e-4,
+     R"({"r":8,"lora_alpha":32,"lora_dropout":0.05,"target_modules":["q_proj","v_proj"],"use_rslora":true})", kQueryValue},
+    {"dora", "LORA", 3e-4,
+     R"({"r":8,"lora_alpha":32,"lora_dropout":0.05,"target_modules":["q_proj","v_proj"],"use_dora":true})", kQueryValue},
+    {"ia3", "IA3", 5e-3,
+     R"({"target_modules":["k_proj","v_proj","down_proj"],"feedforward_modules":["down_proj"]})",
+     R"({"target_modules":["key","value","output.dense"],"feedforward_modules":["output.dense"]})"},
+    {"vera", "VERA", 4e-3, R"({"r":256,"target_modules":["q_proj","v_proj"]})", kQueryValue},
+    {"loha", "LOHA", 1e-3, R"({"r":8,"alpha":8,"target_modules":["q_proj","v_proj"]})", kQueryValue},
+    {"lokr", "LOKR", 1e-3, R"({"r":8,"alpha":8,"target_modules":["q_proj","v_proj"]})", kQueryValue},
+    {"adalora", "ADALORA", 1e-3,
+     R"({"init_r":12,"target_r":8,"lora_alpha":32,"lora_dropout":0.05,"target_modules":["q_proj","v_proj"]})", kQueryValue},
+    {"ln-tuning", "LN_TUNING", 1e-3, R"({"target_modules":["input_layernorm","post_attention_layernorm","norm"]})",
+     R"({"target_modules":["LayerNorm"]})"},
+    {"bitfit", "FULL", 1e-3, R"({"bias_only":true})"},
+    {"full", "FULL", 2e-5, "{}"},
+    {kHead, "FULL", 1e-3, R"({"target_modules":["classifier"]})"},
+    {"prefix", "PREFIX_TUNING", 1e-2, R"({"num_virtual_tokens":20})"},
+    {"prompt", "PROMPT_TUNING", 2e-2, R"({"num_virtual_tokens":20,"prompt_tuning_init":"SAMPLE_VOCAB"})"},
+    {"p-tuning", "P_TUNING", 1e-3, R"({"num_virtual_tokens":20})"},
+    {"adapter", kBottleneckType, 1e-3, "seq_bn"},
+    {"houlsby", kBottleneckType, 1e-3, "double_seq_bn"},
+    {"parallel", kBottleneckType, 1e-3, "par_bn"},
+};
+
+}  // namespace peft_examples

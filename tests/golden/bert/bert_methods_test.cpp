@@ -1,0 +1,269 @@
+// Prefix tuning, prompt tuning, P-tuning, LN-tuning and bottleneck adapters in a BERT with its head, against Python PEFT
+// (make_bert_methods.py) and AdapterHub (make_bert_adapters.py): logits, losses, every gradient, five steps, and the folders
+// that Python saved after them.
+
+#include <filesystem>
+
+#include "golden/bert/tiny_bert.hpp"
+#include "peft/pipeline/adapterhub_loader.hpp"
+#include "peft/pipeline/prompt_learning_loader.hpp"
+#include "peft/pipeline/registry_loader.hpp"
+#include "peft/pipeline/saved_adapter.hpp"
+#include "unit/io/scratch.hpp"
+
+using namespace peft;
+using namespace bert_test;
+
+namespace {
+
+// A tiny BERT beside the goldens of one case.
+template <Scalar T>
+struct Case : Tiny<T> {
+  explicit Case(const std::string& name) : folder(kFolder + name) {
+    this->file = SafetensorsFile::open(folder + "/golden.safetensors");
+    std::ifstream(folder + "/golden.json") >> of_case;
+  }
+  // Through the start that Python made: logits, gradients of `count` parameters, five steps.
+  void check(int count) {
+    this->assign_all("start.");
+    check_close(this->model.predict(this->batch), this->golden("logits", 4, 3), 5e-6);
+    CHECK(this->check_gradients("grad.") == count);
+    this->check_steps(of_case["losses"].template get<std::vector<double>>(), SchedulerType::kConstant, 0.0);
+  }
+  // The head that a folder holds beside its method.
+  void attach_head(const std::vector<TensorRef>& tensors) {
+    REQUIRE(tensors.size() == 2);
+    const AnyPeftAdapter head{BertForSequenceClassification<T>::train_head(), folder, tensors};
+    this->registry.add_adapter(make_adapter<T>("head", head, this->model.adapter_sites()));
+    this->model.select(this->registry.selection_of("head"));
+  }
+  void check_after() { check_close(this->model.predict(this->batch), this->golden("after.logits", 4, 3), 5e-6); }
+
+  std::string folder;
+  nlohmann::json of_case;
+};
+
+template <Scalar T>
+void put(BertForSequenceClassification<T>& model, PrefixTuningConfig config) {
+  config.inference_mode = false;
+  model.set_prefix(std::make_shared<PrefixCache<T>>(config.fit_to(model.prompt_host()), 3));
+}
+template <Scalar T, class Config>
+void put(BertForSequenceClassification<T>& model, Config config) {
+  config.inference_mode = false;
+  model.set_prompt(std::make_shared<PromptEmbedding<T>>(config.fit_to(model.prompt_host()), 3));
+}
+
+template <Scalar T>
+void check_prompt_learning(const std::string& name, int count) {
+  INFO(name);
+  Case<T> trained("methods/" + name);
+  const PromptLearningAdapter adapter = load_prompt_learning(trained.folder);
+  std::visit([&](const auto& config) { put<T>(trained.model, config); }, adapter.config);
+  trained.attach(BertForSequenceClassification<T>::train_head());
+  trained.check(count);
+  Case<T> loaded("methods/" + name);
+  if (std::holds_alternative<PrefixTuningConfig>(adapter.config)) {
+    loaded.model.set_prefix(make_prefix_cache<T>(adapter));
+  } else {
+    loaded.model.set_prompt(make_prompt_embedding<T>(adapter));
+  }
+  loaded.attach_head(adapter.modules);
+  loaded.check_after();
+}
+
+template <Scalar T>
+std::shared_ptr<AdapterSet<T>> new_adapters(const AdapterConfig& config, const std::string& name = "task") {
+  return std::make_shared<AdapterSet<T>>(name, AdapterLayout::kBert, config, 32, 2, 3);
+}
+
+template <Scalar T>
+void check_adapters(const std::string& name, int count) {
+  INFO(name);
+  Case<T> trained("adapters/" + name);
+  const AdapterHubAdapter adapter = load_adapterhub_adapter(trained.folder);
+  trained.model.set_adapters(new_adapters<T>(adapter.config));
+  trained.attach(BertForSequenceClassification<T>::train_head());
+  trained.check(count);
+  Case<T> loaded("adapters/" + name);
+  loaded.model.set_adapters(load_adapterhub<T>(trained.folder, 2));
+  const AdapterHubHead head = load_adapterhub_head(trained.folder);
+  CHECK(head.labels == std::vector<std::string>{"heart", "lung", "rare"});
+  loaded.attach_head(head.tensors);
+  loaded.check_after();
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("virtual tokens in a BERT equal Python PEFT's", "", float, double) {
+  check_prompt_learning<TestType>("prefix", 3);
+  check_prompt_learning<TestType>("prefix_projection", 5 + 2);
+  check_prompt_learning<TestType>("prompt", 3);
+  check_prompt_learning<TestType>("p_tuning", 7 + 2);
+}
+
+TEMPLATE_TEST_CASE("LN-tuning of a BERT with its head equals Python PEFT's", "", float, double) {
+  using T = TestType;
+  Case<T> trained("methods/ln_tuning");
+  const AnyPeftAdapter file = load_any_peft_adapter(trained.folder);
+  LnTuningConfig config = *file.config.get_if<LnTuningConfig>();
+  config.modules_to_save = {"classifier"};
+  trained.attach(config);
+  trained.check(5 * 2 + 2);
+  Case<T> loaded("methods/ln_tuning");
+  // Python wrote "classifier" and "score"; of the two the model has one.
+  CHECK(file.config.get_if<LnTuningConfig>()->modules_to_save.size() >= 2);
+  load_adapter<T>(loaded.registry, loaded.folder, "default", loaded.model.adapter_sites());
+  loaded.model.select(loaded.registry.selection_of("default"));
+  loaded.check_after();
+}
+
+TEMPLATE_TEST_CASE("bottleneck adapters in a BERT equal AdapterHub's", "", float, double) {
+  using T = TestType;
+  check_adapters<T>("seq_bn", 2 * 4 + 2);
+  check_adapters<T>("double_seq_bn", 4 * 4 + 2);
+  check_adapters<T>("par_bn", 2 * 5 + 2);
+  check_adapters<T>("leave_out", 2 * 4 + 2);
+  Case<T> split("adapters/batch_split");
+  AdapterConfig config = AdapterConfig::seq_bn();
+  config.reduction_factor = 8;
+  split.model.set_adapters(AdapterSetup::batch_split({"a", "b"}, {1, 3}), {new_adapters<T>(config, "a"), new_adapters<T>(config, "b")});
+  split.attach(BertForSequenceClassification<T>::train_head());
+  split.check(2 * 2 * 4 + 2);
+}
+
+TEST_CASE("gradients of a BERT's methods with every dropout by central differences in double") {
+  const auto check = [](const auto& method, int count) {
+    Tiny<double> tiny;
+    method(tiny.model);
+    tiny.attach(BertForSequenceClassification<double>::train_head());
+    tiny.attach(FullConfig{.target_modules = {"output.LayerNorm", "word_embeddings"}});
+    tiny.model.encoder().set_dropout(0.15f, 0.25f, 0.3f);
+    tiny.batch.first_row = 40;
+    tiny.batch.first_sequence = 9;
+    CHECK(tiny.check_differences(7) == count + 2 + 2 * 2 * 2 + 1);
+  };
+  const auto adapters = [](AdapterConfig config) {
+    config.reduction_factor = 8;
+    config.dropout = 0.2f;
+    return [config](auto& model) { model.set_adapters(new_adapters<double>(config)); };
+  };
+  check([](auto& model) { put<double>(model, PrefixTuningConfig{.num_virtual_tokens = 3}); }, 1);
+  check([](auto& model) { put<double>(model, PromptTuningConfig{.num_virtual_tokens = 4}); }, 1);
+  check([](auto& model) { put<double>(model, PromptEncoderConfig{.num_virtual_tokens = 2, .encoder_hidden_size = 6}); }, 7);
+  check(adapters(AdapterConfig::seq_bn()), 2 * 4);
+  check(adapters(AdapterConfig::double_seq_bn()), 4 * 4);
+  check(adapters(AdapterConfig::par_bn()), 2 * 4);
+}
+
+TEST_CASE("a BERT's methods alone: what lies below the lowest is not run, gradients are the same") {
+  // With nothing but a method and the head trained, backward stops early; with the tables trained too it does not.
+  const auto gradients = [](const auto& method, bool all) {
+    Tiny<double> tiny;
+    method(tiny.model);
+    tiny.attach(BertForSequenceClassification<double>::train_head());
+    if (all) tiny.attach(FullConfig{.target_modules = {"embeddings", "query"}});
+    tiny.zero_gradients();
+    LossSum sum;
+    tiny.model.forward_backward(tiny.batch, 0.25, 5, 3, sum);
+    std::map<std::string, std::vector<double>> result;
+    tiny.model.for_each_parameter([&](const ParameterInfo& info, auto, auto grad) {
+      result.emplace(std::string(info.name), std::vector<double>(grad.begin(), grad.end()));
+    });
+    return result;
+  };
+  const auto check = [&](const auto& method) {
+    const auto few = gradients(method, false), all = gradients(method, true);
+    CHECK(all.size() > few.size());
+    for (const auto& [name, values] : few) {
+      INFO(name);
+      REQUIRE(all.at(name).size() == values.size());
+      for (std::size_t i = 0; i < values.size(); ++i) CHECK(values[i] == Approx(all.at(name)[i]).epsilon(1e-12).margin(1e-15));
+    }
+  };
+  AdapterConfig top = AdapterConfig::double_seq_bn();
+  top.reduction_factor = 8;
+  top.leave_out = {0};
+  check([&](auto& model) { model.set_adapters(new_adapters<double>(top)); });
+  top.mh_adapter = false;
+  check([&](auto& model) { model.set_adapters(new_adapters<double>(top)); });
+  check([](auto& model) { put<double>(model, PrefixTuningConfig{.num_virtual_tokens = 3}); });
+  check([](auto&) {});
+}
+
+TEST_CASE("a BERT refuses methods that do not fit") {
+  Tiny<float> tiny;
+  LossSum sum;
+  CHECK_THROWS_WITH(tiny.model.set_adapters(std::make_shared<AdapterSet<float>>("task", AdapterLayout::kLlama,
+                                                                               AdapterConfig::seq_bn(), 32, 2)),
+                    Catch::Contains("Bert: adapter \"task\"") && Catch::Contains("kBert"));
+  CHECK_THROWS_WITH(tiny.model.set_adapters(std::make_shared<AdapterSet<float>>("task", AdapterLayout::kBert,
+                                                                               AdapterConfig::seq_bn(), 32, 3)),
+                    Catch::Contains("3 layers of 32 units; expected 2 of 32"));
+  CHECK_THROWS_WITH(tiny.model.set_prefix(std::make_shared<PrefixCache<float>>(4, 3, 4, 8)), Catch::Contains("num_layers"));
+  tiny.model.set_prompt(std::make_shared<PromptEmbedding<float>>(29, 32));
+  CHECK_THROWS_WITH(tiny.model.evaluate(tiny.batch, sum), Catch::Contains("12 tokens") && Catch::Contains("at most 11") &&
+                                                              Catch::Contains("virtual tokens"));
+  CHECK_THROWS_WITH(tiny.model.set_prefix(std::make_shared<PrefixCache<float>>(4, 2, 4, 8)), Catch::Contains("has a prompt"));
+}
+
+TEST_CASE("a folder of virtual tokens with a head: what is saved is read again; no half of it goes unread") {
+  const io_test::ScratchFolder scratch;
+  Tiny<float> tiny;
+  PromptTuningConfig config{.num_virtual_tokens = 4};
+  config.modules_to_save = {"classifier"};
+  config.task_type = "SEQ_CLS";
+  const auto prompt = std::make_shared<PromptEmbedding<float>>(config.fit_to(tiny.model.prompt_host()), 3);
+  const auto head = tiny.registry.add_adapter("head", BertForSequenceClassification<float>::train_head(), tiny.model.adapter_sites(), 0);
+  SavedAdapter<float> saved(prompt);
+  CHECK(saved.parameter_count() == 4 * 32);
+  saved.set_classes({"heart", "lung", "ra\"re"}, head);
+  CHECK(saved.parameter_count() == 4 * 32 + 3 * 33);
+  const std::filesystem::path folder = scratch / "prompt";
+  AtomicDirectory set(folder);
+  saved.write(set);
+  set.commit();
+  CHECK(load_class_labels(folder) == std::vector<std::string>{"heart", "lung", "ra\"re"});
+  const PromptLearningAdapter file = load_prompt_learning(folder);
+  REQUIRE(file.modules.size() == 2);
+  CHECK(file.modules[0].name == "classifier.bias");
+  CHECK(file.modules[1].rows() == 3);
+  CHECK(std::get<PromptTuningConfig>(file.config).modules_to_save == std::vector<std::string>{"classifier"});
+  CHECK_THROWS_WITH(load_prompt_embedding<float>(folder), Catch::Contains("classifier.bias") && Catch::Contains("head"));
+  // A head beside parts has its place among them.
+  SavedAdapter<float> parts(head);
+  CHECK_THROWS_WITH(parts.set_classes({"a", "b"}, head), Catch::Contains("modules_to_save"));
+  // Labels that are no labels.
+  io_test::write_file(folder / "labels.json", R"({"id2label": {"0": "a", "2": "b"}})");
+  CHECK_THROWS_WITH(load_class_labels(folder), Catch::Contains("nothing under \"1\""));
+  io_test::write_file(folder / "labels.json", R"({"label": 3})");
+  CHECK_THROWS_WITH(load_class_labels(folder), Catch::Contains("no id2label"));
+}
+
+TEST_CASE("AdapterHub's head beside its adapter: written as read; broken ones are refused by name") {
+  const io_test::ScratchFolder scratch;
+  Tiny<float> tiny;
+  const auto head = tiny.registry.add_adapter("head", BertForSequenceClassification<float>::train_head(), tiny.model.adapter_sites(), 0);
+  SavedAdapter<float> saved(new_adapters<float>(AdapterConfig::seq_bn()), {"task", "bert", "BertForSequenceClassification", "tiny", 32});
+  saved.set_classes({"heart", "lung", "rare"}, head);
+  const std::filesystem::path folder = scratch / "adapter";
+  AtomicDirectory set(folder);
+  saved.write(set);
+  set.commit();
+  // Python's file of the same model, but for the weights.
+  CHECK(io_test::read_file(folder / "head_config.json") == io_test::read_file(kFolder + "adapters/seq_bn/head_config.json"));
+  CHECK(has_adapterhub_head(folder));
+  CHECK(load_adapterhub_head(folder).tensors.size() == 2);
+  CHECK(load_adapterhub<float>(folder, 2)->parameter_count() == saved.parameter_count() - 3 * 33);
+  const std::string good = io_test::read_file(folder / "head_config.json");
+  const auto refused = [&](const std::string& from, const std::string& to, const std::string& words) {
+    std::string text = good;
+    text.replace(text.find(from), from.size(), to);
+    io_test::write_file(folder / "head_config.json", text);
+    INFO(from);
+    CHECK_THROWS_WITH(load_adapterhub_head(folder), Catch::Contains(words));
+  };
+  refused("\"config\": null", "\"config\": {\"head_type\": \"classification\"}", "own model classes");
+  refused("\"lung\": 1", "\"lung\": 2", "label2id gives");
+  refused("\"label2id\"", "\"labels\"", "no label2id");
+}
