@@ -14,6 +14,7 @@
 #include "peft/lora_initialization.hpp"
 #include "peft/pipeline/adalora_training.hpp"
 #include "peft/pipeline/adapterhub_loader.hpp"
+#include "peft/pipeline/eva_start.hpp"
 #include "peft/pipeline/prompt_learning_loader.hpp"
 #include "peft/pipeline/registry_loader.hpp"
 
@@ -44,7 +45,13 @@ StartedMethod<T> start(const peft::AnyConfig& config, Llama<T>& model, peft::Ada
   peft::detail::for_each_config_type(add);
   if (const auto* lora = config.get_if<peft::LoraConfig>()) {
     const auto* kind = std::get_if<std::string>(&lora->init_lora_weights);
-    if (kind != nullptr && *kind == "orthogonal") (void)peft::initialize_lora<T>(*adapter, sites.linears, seed);
+    if (kind != nullptr && *kind != "gaussian" && *kind != "eva") (void)peft::initialize_lora<T>(*adapter, sites.linears, seed);
+    if (kind != nullptr && (kind->starts_with("pissa") || *kind == "olora")) {
+      registry.set_adapter(kName);
+      model.select(registry.selection());
+      const auto mutated = std::make_shared<peft::MutatedLora<T>>(std::move(adapter));
+      return {peft::SavedAdapter<T>(mutated), peft::MutatedLora<T>::hooks(mutated)};
+    }
   }
   registry.set_adapter(kName);
   model.select(registry.selection());
@@ -131,6 +138,34 @@ StartedMethod<T> start_method(const MethodChoice& choice, const BpeTokenizer& to
   return start(choice, std::get<peft::AdapterConfig>(choice.config), model, seed);
 }
 
+namespace {
+
+/// The model's passes as they are compiled in model_runs.cpp.
+template <Scalar T>
+struct Passes {
+  Llama<T>& model;
+  void select(peft::Selection<T> selection) { model.select(std::move(selection)); }
+  void evaluate(const peft::PackedBatch& batch, peft::LossSum& sum) { evaluate_batch(model, batch, sum); }
+};
+
+}  // namespace
+
+template <Scalar T>
+FoundStart start_from_records(const MethodChoice& choice, const peft::InstructionData& data, Index records, std::uint64_t seed,
+                              Llama<T>& model, peft::AdapterRegistry<T>& registry, StartedMethod<T>& started,
+                              const std::function<void(Index)>& on_batch) {
+  const auto& config = *std::get<peft::AnyConfig>(choice.config).template get_if<peft::LoraConfig>();
+  Passes<T> passes{model};
+  peft::EvaStart<T> start = peft::start_from_inputs<T>(kName, config, model.adapter_sites(), passes, data, {records, 100, seed}, seed,
+                                                       [&](Index done) { return on_batch(done), true; });
+  registry.delete_adapter(kName);
+  registry.add_adapter(start.adapter);
+  registry.set_adapter(kName);
+  model.select(registry.selection());
+  started.adapter = peft::SavedAdapter<T>(std::move(start.adapter));
+  return {start.batches, start.has_settled};
+}
+
 template <Scalar T>
 void load_method(const fs::path& folder, Llama<T>& model, peft::AdapterRegistry<T>& registry) {
   switch (adapter_kind(folder)) {
@@ -145,10 +180,7 @@ void load_method(const fs::path& folder, Llama<T>& model, peft::AdapterRegistry<
     case AdapterKind::kParts:
       break;
   }
-  const auto adapter = peft::load_adapter<T>(registry, folder, kName, model.adapter_sites());
-  if (const auto* lora = adapter->template config_as<peft::LoraConfig>(); lora != nullptr && !lora->alora_invocation_tokens.empty()) {
-    peft::fail<peft::ConfigError>("adapter {}: alora_invocation_tokens is set; this program does not run aLoRA", folder.string());
-  }
+  peft::load_adapter<T>(registry, folder, kName, model.adapter_sites());
   registry.set_adapter(kName);
   model.select(registry.selection());
 }
@@ -156,6 +188,8 @@ void load_method(const fs::path& folder, Llama<T>& model, peft::AdapterRegistry<
 #define PEFT_CLI_METHODS(T)                                                                                          \
   template StartedMethod<T> start_method(const MethodChoice&, const BpeTokenizer&, Llama<T>&, peft::AdapterRegistry<T>&, \
                                          std::uint64_t);                                                              \
+  template FoundStart start_from_records(const MethodChoice&, const peft::InstructionData&, Index, std::uint64_t, Llama<T>&, \
+                                         peft::AdapterRegistry<T>&, StartedMethod<T>&, const std::function<void(Index)>&);    \
   template void load_method(const fs::path&, Llama<T>&, peft::AdapterRegistry<T>&)
 PEFT_CLI_METHODS(float);
 PEFT_CLI_METHODS(peft::bf16);

@@ -59,7 +59,12 @@ constexpr Field kFields[] = {
     {"use_rslora", "--use-rslora", Kind::kFlag, kLora, "scale alpha/sqrt(r)"},
     {"use_dora", "--use-dora", Kind::kFlag, kLora, "a trained length per output row"},
     {"lora_bias", "--lora-bias", Kind::kFlag, " lora rslora ", "a bias on B"},
-    {"init_lora_weights", "--init-lora-weights", Kind::kText, kLora, "start: true, false, gaussian or orthogonal"},
+    {"init_lora_weights", "--init-lora-weights", Kind::kText, kLora, "start: true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora or eva"},
+    {"eva_config.rho", "--eva-rho", Kind::kNumber, kLora, "eva: a module may get so many times r columns (2)"},
+    {"eva_config.tau", "--eva-tau", Kind::kNumber, kLora, "eva: cosine between batches from which components have settled (0.99)"},
+    {"eva_config.whiten", "--eva-whiten", Kind::kFlag, kLora, "eva: components over the roots of their values"},
+    {"alora_invocation_tokens", "--alora-invocation-tokens", Kind::kWholes, " lora rslora ",
+     "aLoRA: token ids with commas from whose last occurrence on the adapter acts"},
     {"trainable_token_indices", "--trainable-token-indices", Kind::kWholes, kLora,
      "token ids with commas whose embeddings are trained"},
     {"", "--loraplus-lr-ratio", Kind::kNumber, " lora rslora dora ", "LoRA+: B learns so many times as fast as A"},
@@ -241,17 +246,6 @@ void complete(Config& config, const std::string& model) {
 
 /// Throws ConfigError for what the library can and this program does not do.
 void check_supported(const peft::AnyConfig& config, Index total_steps) {
-  if (const auto* lora = config.get_if<peft::LoraConfig>()) {
-    const auto* start = std::get_if<std::string>(&lora->init_lora_weights);
-    if (start != nullptr && *start != "gaussian" && *start != "orthogonal") {
-      peft::fail<peft::ConfigError>("init_lora_weights is \"{}\", a start from the base's weights or activations, which this "
-                                    "program does not make; expected true, false, \"gaussian\" or \"orthogonal\"",
-                                    *start);
-    }
-    if (!lora->alora_invocation_tokens.empty()) {
-      peft::fail<peft::ConfigError>("alora_invocation_tokens is set; this program does not run aLoRA: expected none");
-    }
-  }
   if (const auto* adalora = config.get_if<peft::AdaLoraConfig>()) {
     if (adalora->total_step != total_steps) {
       peft::fail<peft::ConfigError>("AdaLoraConfig: total_step is {}; expected {}, the steps of this training", adalora->total_step,
@@ -269,6 +263,24 @@ void check_supported(const peft::AnyConfig& config, Index total_steps) {
 bool MethodChoice::replaces_parameters() const {
   const auto* parts = std::get_if<peft::AnyConfig>(&config);
   return parts != nullptr && parts->get_if<peft::FullConfig>() != nullptr;
+}
+
+namespace {
+
+const peft::LoraConfig* lora_of(const MethodChoice::Config& config) {
+  const auto* parts = std::get_if<peft::AnyConfig>(&config);
+  return parts != nullptr ? parts->get_if<peft::LoraConfig>() : nullptr;
+}
+
+}  // namespace
+
+bool MethodChoice::starts_from_inputs() const {
+  const peft::LoraConfig* lora = lora_of(config);
+  return lora != nullptr && lora->init_lora_weights == std::variant<bool, std::string>("eva");
+}
+std::vector<Index> MethodChoice::invocation_tokens() const {
+  const peft::LoraConfig* lora = lora_of(config);
+  return lora != nullptr ? lora->alora_invocation_tokens : std::vector<Index>();
 }
 
 std::vector<std::string> method_names() {
@@ -368,7 +380,9 @@ MethodChoice MethodOptions::from_options(const std::string& model, Index total_s
   for (const Field& field : kFields) {
     if (count(field.option) == 0) continue;
     const std::string value = field.kind == Kind::kFlag ? std::string() : values_.find(field.option)->second;
-    if (!field.name.empty()) {
+    if (const std::size_t dot = field.name.find('.'); dot != std::string_view::npos) {  // of a configuration inside
+      json[std::string(field.name.substr(0, dot))][std::string(field.name.substr(dot + 1))] = value_of(field, value);
+    } else if (!field.name.empty()) {
       json[std::string(field.name)] = value_of(field, value);
     } else if (field.option == "--loraplus-lr-ratio") {
       choice.loraplus_lr_ratio = parse<double>(field, value);

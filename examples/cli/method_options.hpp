@@ -35,6 +35,10 @@ struct MethodChoice {
 
   /// Whether what is trained stands for the base's own parameters, and does not add to them: full fine-tuning and BitFit.
   bool replaces_parameters() const;
+  /// Whether the start comes from what the records make of the model's inputs (EVA): start_from_records() follows.
+  bool starts_from_inputs() const;
+  /// Of an aLoRA; else empty.
+  std::vector<Index> invocation_tokens() const;
 };
 
 /// All methods' names, for --method and messages.

@@ -16,6 +16,7 @@
 #include "cli/progress.hpp"
 #include "cli/records.hpp"
 #include "cli/session.hpp"
+#include "peft/activated_lora.hpp"
 #include "peft/pipeline/trainer_checkpointing.hpp"
 #include "peft/train/trainer.hpp"
 
@@ -109,6 +110,8 @@ class TrainRun {
   }
 
   int operator()() {
+    if (method_.starts_from_inputs()) find_start();
+    check_invocation();
     if (options_.saved_activations == "bf16") session_.model().set_saved_activations(peft::DType::kBF16);
     trainable_ = started_.adapter.parameter_count();
     total_ = session_.model().parameter_count() + (method_.replaces_parameters() ? 0 : trainable_);
@@ -153,6 +156,35 @@ class TrainRun {
  private:
   peft::InstructionData tokenize(const std::string& path, const std::vector<peft::InstructionRecord>& records) {
     return tokenize_records(session_, path, records, template_, options_.max_length, progress_);
+  }
+
+  /// aLoRA: where its tokens do not stand it learns nothing.
+  void check_invocation() {
+    const std::vector<Index> tokens = method_.invocation_tokens();
+    if (tokens.empty()) return;
+    Index without = 0;
+    for (Index i = 0; i < training_.records(); ++i) {
+      const std::vector<std::int32_t>& ids = training_.at(i).ids;
+      without += peft::invocation_start({ids.data(), static_cast<Index>(ids.size())}, tokens) < 0 ? 1 : 0;
+    }
+    if (without == training_.records()) {
+      peft::fail<peft::ConfigError>("alora_invocation_tokens: none of the {} records of {} has them; expected ids as the tokenizer "
+                                    "makes them of the template's words",
+                                    without, options_.data);
+    }
+    if (without == 0) return;
+    progress_.line(fmt::format("{}: {} of {} records lack the invocation tokens; the adapter learns nothing from them", options_.data,
+                               without, training_.records()));
+  }
+
+  /// EVA: before anything is counted or compared, for a resumed run as for a new one.
+  void find_start() {
+    const FoundStart found =
+        session_.start_from(method_, training_, options_.trainer.per_device_train_batch_size, options_.trainer.seed, started_,
+                            [&](Index done) { progress_.update(0, fmt::format("eva: {} batches of inputs", done)); });
+    progress_.finish();
+    progress_.line(fmt::format("eva: ranks and starts from {} batches of inputs{}", found.batches,
+                               found.has_settled ? "" : ", in which not all components settled"));
   }
 
   typename peft::TrainerCheckpointing<T>::Events events() {

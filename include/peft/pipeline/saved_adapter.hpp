@@ -1,5 +1,6 @@
 #pragma once
-/// What a run trains and saves, whatever the method: an adapter of parts, a prefix, a prompt, or bottleneck adapters.
+/// What a run trains and saves, whatever the method: an adapter of parts (saved as it is, or as the plain LoRA that it comes
+/// to: MutatedLora), a prefix, a prompt, or bottleneck adapters.
 
 #include <memory>
 #include <string>
@@ -14,6 +15,7 @@
 #include "peft/io/atomic_directory.hpp"
 #include "peft/named_adapter.hpp"
 #include "peft/pipeline/adapter_weights.hpp"
+#include "peft/pipeline/mutated_lora.hpp"
 #include "peft/prefix_cache.hpp"
 #include "peft/prompt_embedding.hpp"
 
@@ -35,6 +37,21 @@ void write_saved(AtomicDirectory& set, NamedAdapter<T>& adapter) {
 template <Scalar T>
 Index saved_parameter_count(NamedAdapter<T>& adapter) {
   return adapter.parameter_count();
+}
+
+/// For a training it is the LoRA that it is; saved, the plain one.
+template <Scalar T>
+Json saved_config(MutatedLora<T>& lora) {
+  return saved_config(lora.adapter());
+}
+template <Scalar T>
+void write_saved(AtomicDirectory& set, MutatedLora<T>& lora) {
+  const auto plain = lora.plain_tensors();
+  write_peft_adapter(set, AnyConfig(lora.plain_config()), plain.tensors());
+}
+template <Scalar T>
+Index saved_parameter_count(MutatedLora<T>& lora) {
+  return lora.adapter().parameter_count();
 }
 
 template <Scalar T>
@@ -123,8 +140,8 @@ class SavedAdapter {
   }
 
  private:
-  std::variant<std::shared_ptr<NamedAdapter<T>>, std::shared_ptr<PrefixCache<T>>, std::shared_ptr<PromptEmbedding<T>>,
-               std::shared_ptr<detail::HubAdapters<T>>>
+  std::variant<std::shared_ptr<NamedAdapter<T>>, std::shared_ptr<MutatedLora<T>>, std::shared_ptr<PrefixCache<T>>,
+               std::shared_ptr<PromptEmbedding<T>>, std::shared_ptr<detail::HubAdapters<T>>>
       held_;
 };
 
