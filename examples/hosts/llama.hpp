@@ -100,8 +100,10 @@ class Llama {
   }
   /// Several, composed as `setup` says by their names. Where it shares rows out, sequence i is that of offsets[i] or of
   /// caches[i]. Throws as above, and ConfigError as peft::AdapterComposition, or for a name that is none of theirs.
-  void set_adapters(const peft::AdapterSetup& setup, std::vector<std::shared_ptr<peft::AdapterSet<T>>> adapters) {
-    model_->adapters().set(setup, std::move(adapters), config());
+  /// A Fuse takes its layers from `fusion`; they alone are trained then, the adapters stay (AdapterHub's train_adapter_fusion).
+  void set_adapters(const peft::AdapterSetup& setup, std::vector<std::shared_ptr<peft::AdapterSet<T>>> adapters,
+                    std::shared_ptr<peft::AdapterFusionSet<T>> fusion = nullptr) {
+    model_->adapters().set(setup, std::move(adapters), config(), std::move(fusion));
   }
   /// The adapters that are set, of several the first; nullptr where there are none.
   std::shared_ptr<peft::AdapterSet<T>> adapters() const noexcept {

@@ -1,6 +1,6 @@
 #pragma once
 /// The bottleneck adapters of a Llama host. Where a branch (attention, the feed-forward) meets its residual r, what stands
-/// at the site makes of the branch's output h what goes on: an adapter, or several composed (Stack, Average, BatchSplit, …);
+/// at the site makes of the branch's output h what goes on: an adapter, or several composed (Stack, Average, BatchSplit, Fuse, …);
 /// without any that is h + r. As in AdapterHub's Llama there is no norm at that place: the norms stand before the branches.
 
 #include <algorithm>
@@ -14,6 +14,7 @@
 #include "hosts/llama_config.hpp"
 #include "hosts/names.hpp"
 #include "peft/adapter_composition.hpp"
+#include "peft/adapter_fusion_set.hpp"
 #include "peft/adapter_set.hpp"
 #include "peft/ops/add.hpp"
 #include "peft/train/batch.hpp"
@@ -25,6 +26,7 @@ class LlamaAdapters {
  public:
   using Site = peft::AdapterSite;
   using Set = std::shared_ptr<peft::AdapterSet<T>>;
+  using Fusion = std::shared_ptr<peft::AdapterFusionSet<T>>;
   using Composition = peft::AdapterComposition<T>;
 
   /// What a site keeps for backward.
@@ -40,12 +42,18 @@ class LlamaAdapters {
     if (set) check(*set, config);
     compositions_.clear();
     sets_.clear();
+    fusion_.reset();
     if (set) sets_.push_back(std::move(set));
   }
-  /// Several, composed as `setup` says by their names. Throws as set, and ConfigError where AdapterComposition does.
-  void set(const peft::AdapterSetup& setup, std::vector<Set> sets, const LlamaConfig& config) {
+  /// Several, composed as `setup` says by their names; a Fuse by the layers of `fusion`, which alone are then trained. Throws
+  /// as set, and ConfigError where AdapterComposition does.
+  void set(const peft::AdapterSetup& setup, std::vector<Set> sets, const LlamaConfig& config, Fusion fusion = nullptr) {
     setup.validate();
     for (const Set& set : sets) check(*set, config);
+    if (fusion != nullptr && (fusion->hidden_size() != config.hidden_size || fusion->layout() != peft::AdapterLayout::kLlama)) {
+      peft::fail<peft::ShapeError>("Llama: the AdapterFusion \"{}\" is for {} units of another model; expected {} of a Llama",
+                                   fusion->name(), fusion->hidden_size(), config.hidden_size);
+    }
     for (const std::string& name : setup.names()) {
       if (std::none_of(sets.begin(), sets.end(), [&](const Set& set) { return set->name() == name; })) {
         peft::fail<peft::ConfigError>("Llama: {} names the adapter \"{}\", which is none of the {} given", setup.text(), name,
@@ -59,12 +67,15 @@ class LlamaAdapters {
         for (const Set& set : sets) {
           if (auto* adapter = set->find(layer, site)) here.emplace_back(set->name(), adapter);
         }
+        typename Composition::NamedFusions fusions;
+        if (auto* own = fusion != nullptr ? fusion->find(layer, site) : nullptr) fusions.emplace_back(fusion->name(), own);
         compositions.emplace_back();
-        if (!here.empty()) compositions.back().emplace(setup, std::move(here));
+        if (!here.empty()) compositions.back().emplace(setup, std::move(here), std::move(fusions));
       }
     }
     compositions_ = std::move(compositions);
     sets_ = std::move(sets);
+    fusion_ = std::move(fusion);
   }
   const std::vector<Set>& sets() const noexcept { return sets_; }
   bool has(Index layer, Site site) const noexcept {
@@ -78,6 +89,7 @@ class LlamaAdapters {
   }
   template <class Visitor>
   void for_each_parameter(Visitor& visit) {
+    if (fusion_ != nullptr) return fusion_->for_each_parameter(visit);
     for (const Set& set : sets_) set->for_each_parameter(visit);
   }
 
@@ -163,6 +175,7 @@ class LlamaAdapters {
   }
 
   std::vector<Set> sets_;
+  Fusion fusion_;
   std::vector<std::optional<Composition>> compositions_;  // per layer: after attention, after the feed-forward
   std::vector<Index> offsets_;                            // of the sequences, for compositions that share rows out
   Matrix<T> d_branch_, d_residual_;
