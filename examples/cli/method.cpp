@@ -15,6 +15,7 @@
 #include "peft/pipeline/adalora_training.hpp"
 #include "peft/pipeline/adapterhub_loader.hpp"
 #include "peft/pipeline/eva_start.hpp"
+#include "peft/pipeline/fusion_training.hpp"
 #include "peft/pipeline/prompt_learning_loader.hpp"
 #include "peft/pipeline/registry_loader.hpp"
 
@@ -123,6 +124,32 @@ StartedMethod<T> start(const MethodChoice& choice, const peft::AdapterConfig& co
   return {peft::SavedAdapter<T>(std::move(adapters), std::move(info))};
 }
 
+template <Scalar T>
+void put_fused(const peft::FusedAdapters<T>& fused, Llama<T>& model) {
+  peft::AdapterSetup::List names;
+  for (const std::string& name : fused.fusion->adapter_names()) names.emplace_back(name);
+  model.set_adapters(peft::AdapterSetup::fuse(std::move(names)), fused.adapters, fused.fusion);
+}
+
+template <Scalar T>
+StartedMethod<T> start(const MethodChoice& choice, const FusionChoice& fusion, Llama<T>& model, std::uint64_t seed) {
+  const peft::AdapterHubInfo info = hub_info(model, choice.base_model);
+  const Index layers = model.config().num_hidden_layers;
+  std::vector<std::shared_ptr<peft::AdapterSet<T>>> adapters;
+  for (const std::string& text : fusion.adapters) {
+    const fs::path folder = fs::path(text).lexically_normal();
+    const std::string last = (folder.has_filename() ? folder : folder.parent_path()).filename().string();
+    const std::string own = peft::load_adapterhub_adapter(folder).info.name;
+    adapters.push_back(peft::load_adapterhub<T>(folder, layers, own == kName ? last : own));  // "default" is every training's
+  }
+  const auto fused = peft::fuse_adapters<T>(std::move(adapters), fusion.config, layers, seed);
+  put_fused(fused, model);
+  const auto save = [adapters = fused.adapters, info](const fs::path& folder) {
+    for (const auto& set : adapters) peft::save_pretrained(*set, info, folder / set->name());
+  };
+  return {peft::SavedAdapter<T>(fused.fusion, info), peft::fusion_hooks<T>(fused.fusion), save};
+}
+
 }  // namespace
 
 template <Scalar T>
@@ -135,6 +162,7 @@ StartedMethod<T> start_method(const MethodChoice& choice, const BpeTokenizer& to
     check_context(model);
     return started;
   }
+  if (const auto* fusion = std::get_if<FusionChoice>(&choice.config)) return start(choice, *fusion, model, seed);
   return start(choice, std::get<peft::AdapterConfig>(choice.config), model, seed);
 }
 
@@ -177,6 +205,8 @@ void load_method(const fs::path& folder, Llama<T>& model, peft::AdapterRegistry<
       return check_context(model);
     case AdapterKind::kBottleneck:
       return model.set_adapters(peft::load_adapterhub<T>(folder, model.config().num_hidden_layers));
+    case AdapterKind::kFusion:
+      return put_fused(peft::load_adapterhub_fused<T>(folder, model.config().num_hidden_layers), model);
     case AdapterKind::kParts:
       break;
   }

@@ -21,6 +21,8 @@ template <Scalar T>
 struct StartedMethod {
   peft::SavedAdapter<T> adapter;
   peft::OptimizerHooks<Accumulator<T>> hooks{};
+  /// Of a fusion: writes the adapters that it mixes into the run's folder, each into one of its name.
+  std::function<void(const std::filesystem::path&)> save_parts{};
 };
 
 /// Puts a method on the model, started from `seed`: the model trains it from now on. Throws ConfigError for what does not

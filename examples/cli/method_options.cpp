@@ -97,9 +97,12 @@ constexpr Field kFields[] = {
     {"leave_out", "--leave-out", Kind::kWholes, kBottleneck, "layer numbers with commas: without adapters"},
     {"init_weights", "--init-weights", Kind::kText, " prefix loha lokr adapter houlsby parallel ",
      "start: zero (prefix); true, false (loha, lokr); bert, mam_adapter, houlsby (adapters)"},
+    {"", "--adapters", Kind::kNames, " fusion ", "folders of AdapterHub's adapters with commas, which are mixed and stay as they are"},
+    {"", "--fusion", Kind::kText, " fusion ", "dynamic, or static: without a value matrix"},
 };
 
 constexpr std::string_view kBottleneckType = "AdapterHub's";
+constexpr std::string_view kFusionType = "AdapterFusion";
 
 struct Method {
   std::string_view name;
@@ -130,6 +133,7 @@ constexpr Method kMethods[] = {
     {"adapter", kBottleneckType, 1e-3, "seq_bn"},
     {"houlsby", kBottleneckType, 1e-3, "double_seq_bn"},
     {"parallel", kBottleneckType, 1e-3, "par_bn"},
+    {"fusion", kFusionType, 5e-5, ""},
 };
 
 const Method& method_named(std::string_view name) {
@@ -214,6 +218,7 @@ MethodChoice::Config parse_config(const Json& json, std::string_view where, Inde
 std::string_view type_of(const MethodChoice::Config& config) {
   if (const auto* parts = std::get_if<peft::AnyConfig>(&config)) return parts->peft_type();
   if (const auto* tokens = std::get_if<peft::PromptLearningConfig>(&config)) return peft::detail::peft_type_of(*tokens);
+  if (std::get_if<FusionChoice>(&config) != nullptr) return kFusionType;
   return kBottleneckType;
 }
 
@@ -371,6 +376,7 @@ MethodChoice MethodOptions::from_file(Index total_steps) const {
 
 MethodChoice MethodOptions::from_options(const std::string& model, Index total_steps) const {
   const Method& method = method_named(method_);
+  if (method.peft_type == kFusionType) return fusion();
   const bool is_bottleneck = method.peft_type == kBottleneckType;
   Json json = is_bottleneck ? peft::bottleneck_config_to_json(peft::AdapterConfig::named(method.defaults))
                             : peft::parse_json(method.defaults, method.name);
@@ -395,6 +401,24 @@ MethodChoice MethodOptions::from_options(const std::string& model, Index total_s
     if (count("--tokenizer-name-or-path") == 0) json["tokenizer_name_or_path"] = base_name(model);
   }
   choice.config = parse_config(json, "--method " + choice.name, total_steps);
+  return choice;
+}
+
+MethodChoice MethodOptions::fusion() const {
+  FusionChoice fusion;
+  if (count("--adapters") > 0) fusion.adapters = split(values_.find("--adapters")->second);
+  if (fusion.adapters.size() < 2) {
+    peft::fail<peft::ConfigError>("--method fusion: {} adapters; expected --adapters with at least two folders, with commas",
+                                  fusion.adapters.size());
+  }
+  const std::string kind = count("--fusion") > 0 ? values_.find("--fusion")->second : "dynamic";
+  if (kind != "dynamic" && kind != "static") {
+    peft::fail<peft::ConfigError>("--fusion is {}; expected dynamic or static", peft::quote_text(kind));
+  }
+  if (kind == "static") fusion.config = peft::AdapterFusionConfig::static_fusion();
+  MethodChoice choice;
+  choice.name = "fusion";
+  choice.config = std::move(fusion);
   return choice;
 }
 

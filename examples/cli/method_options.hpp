@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "peft/adapter_config.hpp"
+#include "peft/adapter_fusion_config.hpp"
 #include "peft/any_config.hpp"
 #include "peft/checkpoint/prompt_learning_json.hpp"
 
@@ -21,10 +22,16 @@ namespace peft_examples {
 
 using peft::Index;
 
+/// AdapterFusion over adapters of AdapterHub, which stay as they are.
+struct FusionChoice {
+  std::vector<std::string> adapters;  ///< their folders
+  peft::AdapterFusionConfig config;
+};
+
 /// A method with its configuration.
 struct MethodChoice {
-  /// Of virtual tokens, of parts at the model's modules (LoRA's family and its like), or of bottlenecks.
-  using Config = std::variant<peft::PromptLearningConfig, peft::AnyConfig, peft::AdapterConfig>;
+  /// Of virtual tokens, of parts at the model's modules (LoRA's family and its like), of bottlenecks, or of their fusion.
+  using Config = std::variant<peft::PromptLearningConfig, peft::AnyConfig, peft::AdapterConfig, FusionChoice>;
 
   std::string name;              ///< "lora", "prefix", …
   Config config;
@@ -62,6 +69,7 @@ class MethodOptions {
  private:
   MethodChoice from_file(Index total_steps) const;
   MethodChoice from_options(const std::string& model, Index total_steps) const;
+  MethodChoice fusion() const;
   std::size_t count(std::string_view option) const;
 
   std::string method_ = "lora", config_;

@@ -122,6 +122,11 @@ class TrainRun {
     peft::RunIdentity identity{{"model", model_fingerprint(options_.model.model)}, {"dtype", options_.model.dtype}};
     if (options_.saved_activations != "f32") identity.emplace_back("--saved-activations", options_.saved_activations);
     if (!method_.prefix_init_text.empty()) identity.emplace_back("--prefix-init-text", method_.prefix_init_text);
+    if (const auto* fusion = std::get_if<FusionChoice>(&method_.config)) {
+      for (const std::string& folder : fusion->adapters) {
+        identity.emplace_back("--adapters " + folder, file_fingerprint((fs::path(folder) / "adapter.safetensors").string()));
+      }
+    }
     peft::TrainerCheckpointing<T> checkpointing(
         started_.adapter,
         {options_.out, fmt::format("Loss of {}", fs::path(options_.data).filename().string()), std::move(identity)});
@@ -140,6 +145,7 @@ class TrainRun {
       const fs::path kept = keep_earlier_run(options_.out);
       if (!kept.empty()) progress_.line(fmt::format("the earlier run in {} is now {}", options_.out, kept.string()));
       checkpointing.begin(trainer);
+      if (started_.save_parts) started_.save_parts(options_.out);
     }
     StopSignal stop;
     peft::TrainerResult result;
@@ -252,7 +258,7 @@ class TrainRun {
 
   /// Of the adapter's weights on disk.
   std::uintmax_t saved_bytes() const {
-    for (const char* name : {"adapter_model.safetensors", "adapter.safetensors"}) {
+    for (const char* name : {"adapter_model.safetensors", "adapter.safetensors", "model_adapter_fusion.safetensors"}) {
       std::error_code error;
       if (const auto bytes = fs::file_size(fs::path(options_.out) / name, error); !error) return bytes;
     }

@@ -7,6 +7,7 @@
 #include <utility>
 #include <variant>
 
+#include "peft/adapter_fusion_set.hpp"
 #include "peft/adapter_set.hpp"
 #include "peft/checkpoint/adapter_config_json.hpp"
 #include "peft/checkpoint/adapterhub_directory.hpp"
@@ -105,6 +106,25 @@ Index saved_parameter_count(HubAdapters<T>& adapters) {
   return adapters.set->parameter_count();
 }
 
+/// AdapterFusion's layers; the adapters that they mix are saved once, by whoever fuses them.
+template <Scalar T>
+struct HubFusion {
+  std::shared_ptr<AdapterFusionSet<T>> set;
+  AdapterHubInfo info;
+};
+template <Scalar T>
+Json saved_config(HubFusion<T>& fusion) {
+  return hub_config_json(fusion.info, adapter_fusion_config_to_json(fusion.set->config()));
+}
+template <Scalar T>
+void write_saved(AtomicDirectory& files, HubFusion<T>& fusion) {
+  write_adapterhub_fusion(files, fusion.set->config(), fusion.info, fusion.set->adapter_names(), adapterhub_tensors(*fusion.set));
+}
+template <Scalar T>
+Index saved_parameter_count(HubFusion<T>& fusion) {
+  return fusion.set->parameter_count();
+}
+
 }  // namespace detail
 
 /// Shares what it holds with whoever trains it.
@@ -125,6 +145,13 @@ class SavedAdapter {
     held_ = std::make_shared<detail::HubAdapters<T>>(detail::HubAdapters<T>{std::move(adapters), std::move(info)});
   }
 
+  /// AdapterFusion's layers, likewise.
+  SavedAdapter(std::shared_ptr<AdapterFusionSet<T>> fusion, AdapterHubInfo info) {
+    info.name = fusion->name();
+    info.hidden_size = fusion->hidden_size();
+    held_ = std::make_shared<detail::HubFusion<T>>(detail::HubFusion<T>{std::move(fusion), std::move(info)});
+  }
+
   /// The configuration as adapter_config.json says it, for a training: inference_mode says how a file was saved only.
   std::string config_text() const {
     return std::visit([](const auto& method) { return detail::saved_config(*method).dump(); }, held_);
@@ -141,7 +168,8 @@ class SavedAdapter {
 
  private:
   std::variant<std::shared_ptr<NamedAdapter<T>>, std::shared_ptr<MutatedLora<T>>, std::shared_ptr<PrefixCache<T>>,
-               std::shared_ptr<PromptEmbedding<T>>, std::shared_ptr<detail::HubAdapters<T>>>
+               std::shared_ptr<PromptEmbedding<T>>, std::shared_ptr<detail::HubAdapters<T>>,
+               std::shared_ptr<detail::HubFusion<T>>>
       held_;
 };
 

@@ -160,7 +160,8 @@ class TrainerCheckpointing {
   void remove_best() {
     AtomicDirectory::restore(folder_.path / kBest);
     std::error_code ignored;
-    for (const std::string_view name : {detail::kAdapterConfig, detail::kAdapterModel, detail::kHubAdapter.weights}) {
+    for (const std::string_view name : {detail::kAdapterConfig, detail::kAdapterModel, detail::kHubAdapter.weights, detail::kHubFusion.config,
+                                        detail::kHubFusion.weights}) {
       std::filesystem::remove(folder_.path / kBest / name, ignored);
     }
     std::filesystem::remove(folder_.path / kBest, ignored);  // where it is empty

@@ -141,6 +141,56 @@ TEST_CASE("a run that started from weights or records is resumed bit for bit, an
   CHECK(other.err.find("adapter_config.json") != std::string::npos);
 }
 
+TEST_CASE("AdapterFusion: two adapters that stay are mixed; trained, resumed, evaluated, inspected") {
+  const Starts place;
+  const auto adapter = [&](const std::string& name, const std::string& seed) {
+    const Outcome outcome = run(place.folder, {"train", "--model", place.model, "--data", place.train, "--out", place.folder / name,
+                                               "--method", "houlsby", "--reduction-factor", "8", "--lr", "0.05", "--epochs", "2",
+                                               "--batch", "4", "--accumulate", "1", "--seed", seed});
+    INFO(outcome.err);
+    REQUIRE(outcome.status == 0);
+  };
+  adapter("one", "1");
+  adapter("two", "2");
+  const auto with = [&](const std::string& name, const Arguments& more) {
+    Arguments all{"train", "--model", place.model, "--data", place.train, "--val", place.val, "--out", place.folder / name,
+                  "--method", "fusion", "--lr", "0.02", "--epochs", "4", "--batch", "4", "--accumulate", "1", "--json"};
+    all.insert(all.end(), more.begin(), more.end());
+    return run(place.folder, all);
+  };
+  const std::string both = (place.folder / "one").string() + "," + (place.folder / "two").string();
+  for (const std::string kind : {"dynamic", "static"}) {
+    INFO(kind);
+    const Outcome outcome = with(kind, {"--adapters", both, "--fusion", kind});
+    INFO(outcome.err);
+    REQUIRE(outcome.status == 0);
+    const nlohmann::json json = outcome.json();
+    // Per site Wq, Wk [32, 32] with biases, and Wv; four sites.
+    CHECK(json["trainable"] == 4 * (2 * (32 * 32 + 32) + (kind == "dynamic" ? 32 * 32 : 0)));
+    CHECK(json["val_loss_after"].get<double>() != json["val_loss_before"].get<double>());
+    CHECK(place.loss(place.model, kind) == Approx(json["val_loss_after"].get<double>()).epsilon(1e-6));
+    CHECK(fs::exists(place.folder / (kind + "/adapter_fusion_config.json")));
+    // The adapters within are those that were given, under the folders' names.
+    CHECK(place.loss(place.model, kind + "/two") == place.loss(place.model, "two"));
+    const Outcome inspect = run(place.folder, {"inspect", place.folder / kind, "--json"});
+    INFO(inspect.out);
+    CHECK(inspect.status == 0);
+    CHECK(inspect.json()["kind"] == "AdapterHub AdapterFusion");
+    CHECK(place.loss(place.model, kind + "/checkpoint-last") == place.loss(place.model, kind));
+  }
+  const Outcome more = with("dynamic", {"--adapters", both, "--fusion", "dynamic", "--resume"});
+  INFO(more.err);
+  CHECK(more.status == 0);  // it is complete
+  const Outcome other = with("dynamic", {"--adapters", (place.folder / "one").string() + "," + (place.folder / "static/two").string(), "--resume"});
+  CHECK(other.status == 1);
+  const Outcome alone = with("alone", {"--adapters", place.folder / "one"});
+  CHECK(alone.status == 1);
+  CHECK(alone.err.find("at least two folders") != std::string::npos);
+  const Outcome merged = run(place.folder, {"merge", "--model", place.model, "--adapter", place.folder / "dynamic", "--out", place.folder / "no.gguf"});
+  CHECK(merged.status == 1);
+  CHECK(merged.err.find("is an AdapterFusion") != std::string::npos);
+}
+
 TEST_CASE("an aLoRA: trained, evaluated, asked; where its tokens are missing, and merged, it is refused") {
   const Starts place;
   // The end of "<|im_start|>assistant\n" in a tokenizer of bytes: "nt\n".
