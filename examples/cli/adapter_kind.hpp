@@ -1,5 +1,5 @@
 #pragma once
-/// What an adapter's folder holds, by its adapter_config.json.
+/// What an adapter's folder holds, by its adapter_config.json or adapter_fusion_config.json.
 
 #include <filesystem>
 #include <string>
@@ -17,6 +17,7 @@ enum class AdapterKind {
   kPrefix,      ///< keys and values before every sequence
   kPrompt,      ///< rows before the input embeddings
   kBottleneck,  ///< AdapterHub's
+  kFusion,      ///< AdapterHub's AdapterFusion over such
 };
 
 inline AdapterKind adapter_kind_of(const peft::Json& config) {
@@ -31,7 +32,10 @@ inline AdapterKind adapter_kind_of(const peft::Json& config) {
 inline AdapterKind adapter_kind(const std::filesystem::path& folder) {
   const std::filesystem::path path = peft::AtomicDirectory::locate(folder, peft::detail::kAdapterConfig);
   std::error_code error;
-  if (!std::filesystem::exists(path, error)) return AdapterKind::kParts;
+  if (!std::filesystem::exists(path, error)) {
+    const bool fuses = std::filesystem::exists(peft::AtomicDirectory::locate(folder, "adapter_fusion_config.json"), error);
+    return fuses ? AdapterKind::kFusion : AdapterKind::kParts;
+  }
   return adapter_kind_of(peft::detail::read_config_json(path, "adapter config " + path.string()));
 }
 

@@ -229,6 +229,14 @@ void inspect_adapter(const fs::path& folder, Findings& findings) {
         }
         return count_parameters(tensors, findings);
       }
+      case AdapterKind::kFusion: {
+        findings.kind = "AdapterHub AdapterFusion";
+        const peft::AdapterHubFusion fusion = peft::load_adapterhub_fusion(folder);
+        findings.facts["name"] = fusion.info.name;
+        findings.facts["adapters"] = fusion.adapter_names;
+        findings.facts["config"] = peft::adapter_fusion_config_to_json(fusion.config);
+        return count_parameters(fusion.tensors, findings);
+      }
       case AdapterKind::kParts:
         break;
     }
@@ -249,6 +257,7 @@ Json inspect_config(const fs::path& path) {
       return peft::prompt_learning_config_to_json(peft::prompt_learning_config_from_json(json, where));
     case AdapterKind::kBottleneck:
       return peft::bottleneck_config_to_json(peft::bottleneck_config_from_json(json["config"], where));
+    case AdapterKind::kFusion:
     case AdapterKind::kParts:
       break;
   }

@@ -144,7 +144,8 @@ class MergedModel {
 
  private:
   static const char* name_of_kind(AdapterKind kind) noexcept {
-    return kind == AdapterKind::kPrefix ? "a prefix" : kind == AdapterKind::kPrompt ? "a prompt" : "a bottleneck adapter";
+    return kind == AdapterKind::kPrefix ? "a prefix" : kind == AdapterKind::kPrompt ? "a prompt" :
+           kind == AdapterKind::kFusion ? "an AdapterFusion" : "a bottleneck adapter";
   }
   const peft::AdaptedEmbedding<float>& embedding() const { return *model_.adapter_sites().embeddings.front(); }
   /// Whether what stands on a tied head is the embedding's own.

@@ -12,6 +12,8 @@
 #include "cli/model_runs.hpp"
 #include "cli/start_parts.hpp"
 #include "peft/pipeline/adapterhub_loader.hpp"
+#include "peft/pipeline/eva_start.hpp"
+#include "peft/pipeline/fusion_training.hpp"
 #include "peft/pipeline/prompt_learning_loader.hpp"
 #include "peft/pipeline/registry_loader.hpp"
 
@@ -94,6 +96,32 @@ StartedMethod<T> start(const MethodChoice& choice, const peft::AdapterConfig& co
   return {peft::SavedAdapter<T>(std::move(adapters), std::move(info))};
 }
 
+template <Scalar T>
+void put_fused(const peft::FusedAdapters<T>& fused, Llama<T>& model) {
+  peft::AdapterSetup::List names;
+  for (const std::string& name : fused.fusion->adapter_names()) names.emplace_back(name);
+  model.set_adapters(peft::AdapterSetup::fuse(std::move(names)), fused.adapters, fused.fusion);
+}
+
+template <Scalar T>
+StartedMethod<T> start(const MethodChoice& choice, const FusionChoice& fusion, Llama<T>& model, std::uint64_t seed) {
+  const peft::AdapterHubInfo info = hub_info(model, choice.base_model);
+  const Index layers = model.config().num_hidden_layers;
+  std::vector<std::shared_ptr<peft::AdapterSet<T>>> adapters;
+  for (const std::string& text : fusion.adapters) {
+    const fs::path folder = fs::path(text).lexically_normal();
+    const std::string last = (folder.has_filename() ? folder : folder.parent_path()).filename().string();
+    const std::string own = peft::load_adapterhub_adapter(folder).info.name;
+    adapters.push_back(peft::load_adapterhub<T>(folder, layers, own == kName ? last : own));  // "default" is every training's
+  }
+  const auto fused = peft::fuse_adapters<T>(std::move(adapters), fusion.config, layers, seed);
+  put_fused(fused, model);
+  const auto save = [adapters = fused.adapters, info](const fs::path& folder) {
+    for (const auto& set : adapters) peft::save_pretrained(*set, info, folder / set->name());
+  };
+  return {peft::SavedAdapter<T>(fused.fusion, info), peft::fusion_hooks<T>(fused.fusion), save};
+}
+
 }  // namespace
 
 template <Scalar T>
@@ -106,7 +134,36 @@ StartedMethod<T> start_method(const MethodChoice& choice, const BpeTokenizer& to
     check_context(model);
     return started;
   }
+  if (const auto* fusion = std::get_if<FusionChoice>(&choice.config)) return start(choice, *fusion, model, seed);
   return start(choice, std::get<peft::AdapterConfig>(choice.config), model, seed);
+}
+
+namespace {
+
+/// The model's passes as they are compiled in model_runs.cpp.
+template <Scalar T>
+struct Passes {
+  Llama<T>& model;
+  void select(peft::Selection<T> selection) { model.select(std::move(selection)); }
+  void evaluate(const peft::PackedBatch& batch, peft::LossSum& sum) { evaluate_batch(model, batch, sum); }
+};
+
+}  // namespace
+
+template <Scalar T>
+FoundStart start_from_records(const MethodChoice& choice, const peft::InstructionData& data, Index records, std::uint64_t seed,
+                              Llama<T>& model, peft::AdapterRegistry<T>& registry, StartedMethod<T>& started,
+                              const std::function<void(Index)>& on_batch) {
+  const auto& config = *std::get<peft::AnyConfig>(choice.config).template get_if<peft::LoraConfig>();
+  Passes<T> passes{model};
+  peft::EvaStart<T> start = peft::start_from_inputs<T>(kName, config, model.adapter_sites(), passes, data, {records, 100, seed}, seed,
+                                                       [&](Index done) { return on_batch(done), true; });
+  registry.delete_adapter(kName);
+  registry.add_adapter(start.adapter);
+  registry.set_adapter(kName);
+  model.select(registry.selection());
+  started.adapter = peft::SavedAdapter<T>(std::move(start.adapter));
+  return {start.batches, start.has_settled};
 }
 
 template <Scalar T>
@@ -120,13 +177,12 @@ void load_method(const fs::path& folder, Llama<T>& model, peft::AdapterRegistry<
       return check_context(model);
     case AdapterKind::kBottleneck:
       return model.set_adapters(peft::load_adapterhub<T>(folder, model.config().num_hidden_layers));
+    case AdapterKind::kFusion:
+      return put_fused(peft::load_adapterhub_fused<T>(folder, model.config().num_hidden_layers), model);
     case AdapterKind::kParts:
       break;
   }
-  const auto adapter = peft::load_adapter<T>(registry, folder, kName, model.adapter_sites());
-  if (const auto* lora = adapter->template config_as<peft::LoraConfig>(); lora != nullptr && !lora->alora_invocation_tokens.empty()) {
-    peft::fail<peft::ConfigError>("adapter {}: alora_invocation_tokens is set; this program does not run aLoRA", folder.string());
-  }
+  peft::load_adapter<T>(registry, folder, kName, model.adapter_sites());
   registry.set_adapter(kName);
   model.select(registry.selection());
 }
@@ -134,6 +190,8 @@ void load_method(const fs::path& folder, Llama<T>& model, peft::AdapterRegistry<
 #define PEFT_CLI_METHODS(T)                                                                                          \
   template StartedMethod<T> start_method(const MethodChoice&, const BpeTokenizer&, Llama<T>&, peft::AdapterRegistry<T>&, \
                                          std::uint64_t);                                                              \
+  template FoundStart start_from_records(const MethodChoice&, const peft::InstructionData&, Index, std::uint64_t, Llama<T>&, \
+                                         peft::AdapterRegistry<T>&, StartedMethod<T>&, const std::function<void(Index)>&);    \
   template void load_method(const fs::path&, Llama<T>&, peft::AdapterRegistry<T>&)
 PEFT_CLI_METHODS(float);
 PEFT_CLI_METHODS(peft::bf16);

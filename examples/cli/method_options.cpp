@@ -106,6 +106,7 @@ MethodChoice::Config parse_config(const Json& json, std::string_view where, Inde
 std::string_view type_of(const MethodChoice::Config& config) {
   if (const auto* parts = std::get_if<peft::AnyConfig>(&config)) return parts->peft_type();
   if (const auto* tokens = std::get_if<peft::PromptLearningConfig>(&config)) return peft::detail::peft_type_of(*tokens);
+  if (std::get_if<FusionChoice>(&config) != nullptr) return kFusionType;
   return kBottleneckType;
 }
 
@@ -158,16 +159,15 @@ void complete(Config& config, const std::string& model, Task task) {
 }
 
 /// Throws ConfigError for what the library can and this program does not do.
-void check_supported(const peft::AnyConfig& config, Index total_steps) {
-  if (const auto* lora = config.get_if<peft::LoraConfig>()) {
-    const auto* start = std::get_if<std::string>(&lora->init_lora_weights);
-    if (start != nullptr && *start != "gaussian" && *start != "orthogonal") {
-      peft::fail<peft::ConfigError>("init_lora_weights is \"{}\", a start from the base's weights or activations, which this "
-                                    "program does not make; expected true, false, \"gaussian\" or \"orthogonal\"",
-                                    *start);
+void check_supported(const peft::AnyConfig& config, Index total_steps, Task task) {
+  if (const auto* lora = config.get_if<peft::LoraConfig>(); lora != nullptr && task == Task::kClassify) {
+    if (lora->init_lora_weights == std::variant<bool, std::string>("eva")) {
+      peft::fail<peft::ConfigError>("init_lora_weights is \"eva\", which this program finds on a Llama's inputs; expected another start "
+                                    "for --task classify");
     }
     if (!lora->alora_invocation_tokens.empty()) {
-      peft::fail<peft::ConfigError>("alora_invocation_tokens is set; this program does not run aLoRA: expected none");
+      peft::fail<peft::ConfigError>("alora_invocation_tokens is set: an activated LoRA acts behind those tokens of a causal model; "
+                                    "expected none for --task classify");
     }
   }
   if (const auto* adalora = config.get_if<peft::AdaLoraConfig>()) {
@@ -189,10 +189,28 @@ bool MethodChoice::replaces_parameters() const {
   return parts != nullptr && parts->get_if<peft::FullConfig>() != nullptr;
 }
 
+namespace {
+
+const peft::LoraConfig* lora_of(const MethodChoice::Config& config) {
+  const auto* parts = std::get_if<peft::AnyConfig>(&config);
+  return parts != nullptr ? parts->get_if<peft::LoraConfig>() : nullptr;
+}
+
+}  // namespace
+
+bool MethodChoice::starts_from_inputs() const {
+  const peft::LoraConfig* lora = lora_of(config);
+  return lora != nullptr && lora->init_lora_weights == std::variant<bool, std::string>("eva");
+}
+std::vector<Index> MethodChoice::invocation_tokens() const {
+  const peft::LoraConfig* lora = lora_of(config);
+  return lora != nullptr ? lora->alora_invocation_tokens : std::vector<Index>();
+}
+
 std::vector<std::string> method_names(Task task) {
   std::vector<std::string> names;
   for (const Method& method : kMethods) {
-    if (task == Task::kClassify || method.name != kHead) names.emplace_back(method.name);
+    if (method.name != (task == Task::kClassify ? kFusion : kHead)) names.emplace_back(method.name);
   }
   return names;
 }
@@ -205,10 +223,11 @@ void MethodOptions::add_to(CLI::App& command) {
   }();
   method_option_ = command.add_option("--method", method_, help)
                        ->check([](const std::string& name) {
-                         const auto names = method_names(Task::kClassify);
-                         if (std::find(names.begin(), names.end(), name) != names.end()) return std::string();
                          std::string known;
-                         for (const std::string& one : names) known += (known.empty() ? "" : ", ") + one;
+                         for (const Method& one : kMethods) {
+                           if (one.name == name) return std::string();
+                           known += fmt::format("{}{}", known.empty() ? "" : ", ", one.name);
+                         }
                          return fmt::format("{} is no method; expected {}", name, known);
                        })
                        ->default_str("lora");
@@ -234,6 +253,9 @@ void MethodOptions::add_to(CLI::App& command) {
 void MethodOptions::check(Task task) const {
   if (task != Task::kClassify && method_ == kHead) {
     throw CLI::ValidationError("--method", "head trains a classification head alone; it belongs to --task classify");
+  }
+  if (task == Task::kClassify && method_ == kFusion) {
+    throw CLI::ValidationError("--method", "fusion mixes adapters of a Llama; it belongs to --task generate");
   }
   for (const Field& field : kFields) {
     if (count(field.option) == 0) continue;
@@ -263,7 +285,7 @@ MethodChoice MethodOptions::choose(const std::string& model, Index total_steps, 
     };
     set.template operator()<peft::LoraConfig>();
     peft::detail::for_each_config_type(set);
-    check_supported(*parts, total_steps);
+    check_supported(*parts, total_steps, task);
   }
   return choice;
 }
@@ -282,6 +304,7 @@ MethodChoice MethodOptions::from_file(Index total_steps) const {
 
 MethodChoice MethodOptions::from_options(const std::string& model, Index total_steps, Task task) const {
   const Method& method = method_named(method_);
+  if (method.peft_type == kFusionType) return fusion();
   const bool is_bottleneck = method.peft_type == kBottleneckType;
   Json json = is_bottleneck ? peft::bottleneck_config_to_json(peft::AdapterConfig::named(method.defaults))
                             : peft::parse_json(method.defaults, method.name);
@@ -292,7 +315,9 @@ MethodChoice MethodOptions::from_options(const std::string& model, Index total_s
   for (const Field& field : kFields) {
     if (count(field.option) == 0) continue;
     const std::string value = field.kind == Kind::kFlag ? std::string() : values_.find(field.option)->second;
-    if (!field.name.empty()) {
+    if (const std::size_t dot = field.name.find('.'); dot != std::string_view::npos) {  // of a configuration inside
+      json[std::string(field.name.substr(0, dot))][std::string(field.name.substr(dot + 1))] = value_of(field, value);
+    } else if (!field.name.empty()) {
       json[std::string(field.name)] = value_of(field, value);
     } else if (field.option == "--loraplus-lr-ratio") {
       choice.loraplus_lr_ratio = parse<double>(field, value);
@@ -305,6 +330,24 @@ MethodChoice MethodOptions::from_options(const std::string& model, Index total_s
     if (count("--tokenizer-name-or-path") == 0) json["tokenizer_name_or_path"] = base_name(model);
   }
   choice.config = parse_config(json, "--method " + choice.name, total_steps);
+  return choice;
+}
+
+MethodChoice MethodOptions::fusion() const {
+  FusionChoice fusion;
+  if (count("--adapters") > 0) fusion.adapters = split(values_.find("--adapters")->second);
+  if (fusion.adapters.size() < 2) {
+    peft::fail<peft::ConfigError>("--method fusion: {} adapters; expected --adapters with at least two folders, with commas",
+                                  fusion.adapters.size());
+  }
+  const std::string kind = count("--fusion") > 0 ? values_.find("--fusion")->second : "dynamic";
+  if (kind != "dynamic" && kind != "static") {
+    peft::fail<peft::ConfigError>("--fusion is {}; expected dynamic or static", peft::quote_text(kind));
+  }
+  if (kind == "static") fusion.config = peft::AdapterFusionConfig::static_fusion();
+  MethodChoice choice;
+  choice.name = "fusion";
+  choice.config = std::move(fusion);
   return choice;
 }
 

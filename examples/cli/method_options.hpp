@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "peft/adapter_config.hpp"
+#include "peft/adapter_fusion_config.hpp"
 #include "peft/any_config.hpp"
 #include "peft/checkpoint/prompt_learning_json.hpp"
 
@@ -27,10 +28,16 @@ enum class Task {
   kClassify,  ///< one of several classes: an encoder (a BERT) with a head, which is trained and saved with the method
 };
 
+/// AdapterFusion over adapters of AdapterHub, which stay as they are.
+struct FusionChoice {
+  std::vector<std::string> adapters;  ///< their folders
+  peft::AdapterFusionConfig config;
+};
+
 /// A method with its configuration.
 struct MethodChoice {
-  /// Of virtual tokens, of parts at the model's modules (LoRA's family and its like), or of bottlenecks.
-  using Config = std::variant<peft::PromptLearningConfig, peft::AnyConfig, peft::AdapterConfig>;
+  /// Of virtual tokens, of parts at the model's modules (LoRA's family and its like), of bottlenecks, or of their fusion.
+  using Config = std::variant<peft::PromptLearningConfig, peft::AnyConfig, peft::AdapterConfig, FusionChoice>;
 
   std::string name;              ///< "lora", "prefix", …
   Config config;
@@ -42,6 +49,10 @@ struct MethodChoice {
   /// Whether what is trained stands for the base's own parameters, and does not add to them: full fine-tuning, BitFit, the
   /// head alone.
   bool replaces_parameters() const;
+  /// Whether the start comes from what the records make of the model's inputs (EVA): start_from_records() follows.
+  bool starts_from_inputs() const;
+  /// Of an aLoRA; else empty.
+  std::vector<Index> invocation_tokens() const;
 };
 
 /// The names of a task's methods, for --method and messages.
@@ -66,6 +77,7 @@ class MethodOptions {
  private:
   MethodChoice from_file(Index total_steps) const;
   MethodChoice from_options(const std::string& model, Index total_steps, Task task) const;
+  MethodChoice fusion() const;
   std::size_t count(std::string_view option) const;
 
   std::string method_ = "lora", config_;

@@ -42,7 +42,12 @@ inline constexpr Field kFields[] = {
     {"use_rslora", "--use-rslora", Kind::kFlag, kLora, "scale alpha/sqrt(r)"},
     {"use_dora", "--use-dora", Kind::kFlag, kLora, "a trained length per output row"},
     {"lora_bias", "--lora-bias", Kind::kFlag, " lora rslora ", "a bias on B"},
-    {"init_lora_weights", "--init-lora-weights", Kind::kText, kLora, "start: true, false, gaussian or orthogonal"},
+    {"init_lora_weights", "--init-lora-weights", Kind::kText, kLora, "start: true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora or eva"},
+    {"eva_config.rho", "--eva-rho", Kind::kNumber, kLora, "eva: a module may get so many times r columns (2)"},
+    {"eva_config.tau", "--eva-tau", Kind::kNumber, kLora, "eva: cosine between batches from which components have settled (0.99)"},
+    {"eva_config.whiten", "--eva-whiten", Kind::kFlag, kLora, "eva: components over the roots of their values"},
+    {"alora_invocation_tokens", "--alora-invocation-tokens", Kind::kWholes, " lora rslora ",
+     "aLoRA: token ids with commas from whose last occurrence on the adapter acts"},
     {"trainable_token_indices", "--trainable-token-indices", Kind::kWholes, kLora,
      "token ids with commas whose embeddings are trained"},
     {"", "--loraplus-lr-ratio", Kind::kNumber, " lora rslora dora ", "LoRA+: B learns so many times as fast as A"},
@@ -75,9 +80,13 @@ inline constexpr Field kFields[] = {
     {"leave_out", "--leave-out", Kind::kWholes, kBottleneck, "layer numbers with commas: without adapters"},
     {"init_weights", "--init-weights", Kind::kText, " prefix loha lokr adapter houlsby parallel ",
      "start: zero (prefix); true, false (loha, lokr); bert, mam_adapter, houlsby (adapters)"},
+    {"", "--adapters", Kind::kNames, " fusion ", "folders of AdapterHub's adapters with commas, which are mixed and stay as they are"},
+    {"", "--fusion", Kind::kText, " fusion ", "dynamic, or static: without a value matrix"},
 };
 
 inline constexpr std::string_view kBottleneckType = "AdapterHub's";
+inline constexpr std::string_view kFusionType = "AdapterFusion";
+inline constexpr std::string_view kFusion = "fusion";
 inline constexpr std::string_view kHead = "head";  ///< the classification head alone
 
 struct Method {
@@ -115,6 +124,7 @@ inline constexpr Method kMethods[] = {
     {"adapter", kBottleneckType, 1e-3, "seq_bn"},
     {"houlsby", kBottleneckType, 1e-3, "double_seq_bn"},
     {"parallel", kBottleneckType, 1e-3, "par_bn"},
+    {kFusion, kFusionType, 5e-5, ""},
 };
 
 }  // namespace peft_examples

@@ -25,6 +25,11 @@ bool measure_loss(Llama<T>& model, const peft::InstructionData& data, peft::Loss
 }
 
 template <Scalar T>
+void evaluate_batch(Llama<T>& model, const peft::PackedBatch& batch, peft::LossSum& sum) {
+  model.evaluate(batch, sum);
+}
+
+template <Scalar T>
 void read_ids(Llama<T>& model, std::span<const std::int32_t> ids, KvCache<T>& cache) {
   const auto count = static_cast<Index>(ids.size());
   KvCache<T>* caches[] = {&cache};
@@ -37,6 +42,7 @@ void read_ids(Llama<T>& model, std::span<const std::int32_t> ids, KvCache<T>& ca
   template Session<T>::Session(const ModelOptions&);                                                           \
   template bool measure_loss(Llama<T>&, const peft::InstructionData&, peft::LossSum&, const std::atomic<bool>*, \
                              const std::function<void(Index)>&);                                               \
+  template void evaluate_batch(Llama<T>&, const peft::PackedBatch&, peft::LossSum&);                            \
   template void read_ids(Llama<T>&, std::span<const std::int32_t>, KvCache<T>&)
 PEFT_CLI_RUNS(float);
 PEFT_CLI_RUNS(peft::bf16);

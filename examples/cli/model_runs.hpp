@@ -23,6 +23,10 @@ template <Scalar T>
 bool measure_loss(Llama<T>& model, const peft::InstructionData& data, peft::LossSum& sum, const std::atomic<bool>* stop,
                   const std::function<void(Index)>& on_work);
 
+/// Adds the batch's loss to `sum`.
+template <Scalar T>
+void evaluate_batch(Llama<T>& model, const peft::PackedBatch& batch, peft::LossSum& sum);
+
 /// Reads ids into a cache that has room for them.
 template <Scalar T>
 void read_ids(Llama<T>& model, std::span<const std::int32_t> ids, KvCache<T>& cache);

@@ -82,6 +82,11 @@ class Session {
   StartedMethod<T> start(const MethodChoice& choice, std::uint64_t seed) {
     return start_method(choice, tokenizer_, model_, registry_, seed);
   }
+  /// The start that the records give, where the method has one. Throws as start_from_records.
+  FoundStart start_from(const MethodChoice& choice, const peft::InstructionData& data, Index records, std::uint64_t seed,
+                        StartedMethod<T>& started, const std::function<void(Index)>& on_batch) {
+    return start_from_records(choice, data, records, seed, model_, registry_, started, on_batch);
+  }
   /// Tokens of a sequence that the model reads behind its virtual tokens.
   Index context() const noexcept { return model_.config().context() - model_.num_virtual_tokens(); }
 

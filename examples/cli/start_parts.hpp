@@ -11,6 +11,7 @@
 #include "peft/checkpoint/adapter_config_json.hpp"
 #include "peft/lora_initialization.hpp"
 #include "peft/pipeline/adalora_training.hpp"
+#include "peft/pipeline/mutated_lora.hpp"
 
 namespace peft_examples {
 
@@ -27,7 +28,13 @@ StartedMethod<T> start_parts(const char* name, const peft::AnyConfig& config, Mo
   peft::detail::for_each_config_type(add);
   if (const auto* lora = config.get_if<peft::LoraConfig>()) {
     const auto* kind = std::get_if<std::string>(&lora->init_lora_weights);
-    if (kind != nullptr && *kind == "orthogonal") (void)peft::initialize_lora<T>(*adapter, sites.linears, seed);
+    if (kind != nullptr && *kind != "gaussian" && *kind != "eva") (void)peft::initialize_lora<T>(*adapter, sites.linears, seed);
+    if (kind != nullptr && (kind->starts_with("pissa") || *kind == "olora")) {
+      registry.set_adapter(name);
+      model.select(registry.selection());
+      const auto mutated = std::make_shared<peft::MutatedLora<T>>(std::move(adapter));
+      return {peft::SavedAdapter<T>(mutated), peft::MutatedLora<T>::hooks(mutated)};
+    }
   }
   registry.set_adapter(name);
   model.select(registry.selection());

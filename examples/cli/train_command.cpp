@@ -12,6 +12,7 @@
 #include "cli/records.hpp"
 #include "cli/task_option.hpp"
 #include "cli/train_run.hpp"
+#include "peft/activated_lora.hpp"
 
 namespace peft_examples {
 namespace {
@@ -36,6 +37,8 @@ class InstructTask {
         started_(session_.start(method_, options.trainer.seed)),
         training_(tokenize(options.data, records_, progress)) {
     if (!options.val.empty()) validation_.emplace(tokenize(options.val, validation_records_, progress));
+    if (method_.starts_from_inputs()) find_start(progress);
+    check_invocation(progress);
     if (options.saved_activations == "bf16") session_.model().set_saved_activations(peft::DType::kBF16);
   }
 
@@ -48,6 +51,12 @@ class InstructTask {
   void add_identity(peft::RunIdentity& identity) const {
     if (options_.saved_activations != "f32") identity.emplace_back("--saved-activations", options_.saved_activations);
     if (!method_.prefix_init_text.empty()) identity.emplace_back("--prefix-init-text", method_.prefix_init_text);
+    if (const auto* fusion = std::get_if<FusionChoice>(&method_.config)) {
+      for (const std::string& folder : fusion->adapters) {
+        identity.emplace_back("--adapters " + folder,
+                              file_fingerprint((std::filesystem::path(folder) / "adapter.safetensors").string()));
+      }
+    }
   }
   std::string evaluation_text(const peft::EvaluationEvent& event) const {
     return fmt::format("perplexity {:.2f}", std::exp(event.record.loss));
@@ -57,6 +66,35 @@ class InstructTask {
  private:
   Data tokenize(const std::string& path, const std::vector<peft::InstructionRecord>& records, Progress& progress) {
     return tokenize_records(session_, path, records, template_, options_.max_length, progress);
+  }
+
+  /// aLoRA: where its tokens do not stand it learns nothing.
+  void check_invocation(Progress& progress) const {
+    const std::vector<Index> tokens = method_.invocation_tokens();
+    if (tokens.empty()) return;
+    Index without = 0;
+    for (Index i = 0; i < training_.records(); ++i) {
+      const std::vector<std::int32_t>& ids = training_.at(i).ids;
+      without += peft::invocation_start({ids.data(), static_cast<Index>(ids.size())}, tokens) < 0 ? 1 : 0;
+    }
+    if (without == training_.records()) {
+      peft::fail<peft::ConfigError>("alora_invocation_tokens: none of the {} records of {} has them; expected ids as the tokenizer "
+                                    "makes them of the template's words",
+                                    without, options_.data);
+    }
+    if (without == 0) return;
+    progress.line(fmt::format("{}: {} of {} records lack the invocation tokens; the adapter learns nothing from them", options_.data,
+                               without, training_.records()));
+  }
+
+  /// EVA: before anything is counted or compared, for a resumed run as for a new one.
+  void find_start(Progress& progress) {
+    const FoundStart found =
+        session_.start_from(method_, training_, options_.trainer.per_device_train_batch_size, options_.trainer.seed, started_,
+                            [&](Index done) { progress.update(0, fmt::format("eva: {} batches of inputs", done)); });
+    progress.finish();
+    progress.line(fmt::format("eva: ranks and starts from {} batches of inputs{}", found.batches,
+                               found.has_settled ? "" : ", in which not all components settled"));
   }
 
   const TrainOptions& options_;

@@ -64,6 +64,7 @@ class TrainRun {
       const std::filesystem::path kept = keep_earlier_run(options_.out);
       if (!kept.empty()) progress_.line(fmt::format("the earlier run in {} is now {}", options_.out, kept.string()));
       checkpointing.begin(trainer);
+      if (work_.started().save_parts) work_.started().save_parts(options_.out);
     }
     StopSignal stop;
     peft::TrainerResult result;
@@ -147,7 +148,7 @@ class TrainRun {
 
   /// Of the adapter's weights on disk.
   std::uintmax_t saved_bytes() const {
-    for (const char* name : {"adapter_model.safetensors", "adapter.safetensors"}) {
+    for (const char* name : {"adapter_model.safetensors", "adapter.safetensors", "model_adapter_fusion.safetensors"}) {
       std::error_code error;
       if (const auto bytes = std::filesystem::file_size(std::filesystem::path(options_.out) / name, error); !error) return bytes;
     }

@@ -1,8 +1,8 @@
 #pragma once
 /// The bottleneck adapters of a host. Where a branch (attention, the feed-forward) meets its residual r, what stands at the
-/// site makes of the branch's output h what goes on: an adapter, or several composed (Stack, Average, BatchSplit, …); without
-/// any that is norm(h + r). As in AdapterHub's models: the norm is the block's own in a BERT; a Llama has none at that place,
-/// its norms stand before the branches.
+/// site makes of the branch's output h what goes on: an adapter, or several composed (Stack, Average, BatchSplit, Fuse, …);
+/// without any that is norm(h + r). As in AdapterHub's models: the norm is the block's own in a BERT; a Llama has none at that
+/// place, its norms stand before the branches.
 
 #include <algorithm>
 #include <concepts>
@@ -15,6 +15,7 @@
 
 #include "hosts/names.hpp"
 #include "peft/adapter_composition.hpp"
+#include "peft/adapter_fusion_set.hpp"
 #include "peft/adapter_set.hpp"
 #include "peft/ops/add.hpp"
 #include "peft/ops/block_norm.hpp"
@@ -37,6 +38,7 @@ class BlockAdapters {
  public:
   using Site = peft::AdapterSite;
   using Set = std::shared_ptr<peft::AdapterSet<T>>;
+  using Fusion = std::shared_ptr<peft::AdapterFusionSet<T>>;
   using Composition = peft::AdapterComposition<T>;
 
   /// What a site keeps for backward. h: the branch's output, or h + r where the site has no adapter.
@@ -54,12 +56,18 @@ class BlockAdapters {
     if (set) check(*set);
     compositions_.clear();
     sets_.clear();
+    fusion_.reset();
     if (set) sets_.push_back(std::move(set));
   }
-  /// Several, composed as `setup` says by their names. Throws as set, and ConfigError where AdapterComposition does.
-  void set(const peft::AdapterSetup& setup, std::vector<Set> sets) {
+  /// Several, composed as `setup` says by their names; a Fuse by the layers of `fusion`, which alone are then trained. Throws
+  /// as set, and ConfigError where AdapterComposition does.
+  void set(const peft::AdapterSetup& setup, std::vector<Set> sets, Fusion fusion = nullptr) {
     setup.validate();
     for (const Set& set : sets) check(*set);
+    if (fusion != nullptr && (fusion->hidden_size() != place_.hidden_size || fusion->layout() != place_.layout)) {
+      peft::fail<peft::ShapeError>("{}: the AdapterFusion \"{}\" is for {} units of another model; expected {} of a {}",
+                                   place_.host, fusion->name(), fusion->hidden_size(), place_.hidden_size, place_.host);
+    }
     for (const std::string& name : setup.names()) {
       if (std::none_of(sets.begin(), sets.end(), [&](const Set& set) { return set->name() == name; })) {
         peft::fail<peft::ConfigError>("{}: {} names the adapter \"{}\", which is none of the {} given", place_.host,
@@ -73,12 +81,15 @@ class BlockAdapters {
         for (const Set& set : sets) {
           if (auto* adapter = set->find(layer, site)) here.emplace_back(set->name(), adapter);
         }
+        typename Composition::NamedFusions fusions;
+        if (auto* own = fusion != nullptr ? fusion->find(layer, site) : nullptr) fusions.emplace_back(fusion->name(), own);
         compositions.emplace_back();
-        if (!here.empty()) compositions.back().emplace(setup, std::move(here));
+        if (!here.empty()) compositions.back().emplace(setup, std::move(here), std::move(fusions));
       }
     }
     compositions_ = std::move(compositions);
     sets_ = std::move(sets);
+    fusion_ = std::move(fusion);
   }
   const std::vector<Set>& sets() const noexcept { return sets_; }
   bool has(Index layer, Site site) const noexcept {
@@ -94,6 +105,7 @@ class BlockAdapters {
   }
   template <class Visitor>
   void for_each_parameter(Visitor& visit) {
+    if (fusion_ != nullptr) return fusion_->for_each_parameter(visit);
     for (const Set& set : sets_) set->for_each_parameter(visit);
   }
 
@@ -193,6 +205,7 @@ class BlockAdapters {
 
   BlockSites place_;
   std::vector<Set> sets_;
+  Fusion fusion_;
   std::vector<std::optional<Composition>> compositions_;  // per layer: after attention, after the feed-forward
   std::vector<Index> offsets_;                            // of the sequences, for compositions that share rows out
   Matrix<T> d_branch_, d_residual_;

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <concepts>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -51,6 +53,7 @@ class KvCache {
   KvCache(const LlamaConfig& config, Index capacity, Prefix prefix = nullptr)
       : capacity_(capacity), prefix_(std::move(prefix)) {
     const Index width = config.num_key_value_heads * config.head_dim;
+    ids_.reserve(static_cast<std::size_t>(capacity));
     for (Index i = 0; i < config.num_hidden_layers; ++i) layers_.push_back({Matrix<T>(capacity, width), Matrix<T>(capacity, width)});
   }
   Index layers() const noexcept { return static_cast<Index>(layers_.size()); }
@@ -77,6 +80,12 @@ class KvCache {
     }
     l.filled += keys.rows;
   }
+  /// Notes ids that are about to be read; ids(): all so far. An aLoRA acts from where some of them stand.
+  void note(VectorView<const std::int32_t> ids) {
+    ids_.resize(static_cast<std::size_t>(length()), -1);  // what a pass that failed had noted, or nobody
+    ids_.insert(ids_.end(), ids.begin(), ids.end());
+  }
+  std::span<const std::int32_t> ids() const noexcept { return ids_; }
   /// Forgets all tokens but the first `length` (which must be there): the next one takes the place behind them.
   void rewind(Index length) noexcept {
     for (Layer& layer : layers_) layer.filled = length;
@@ -95,6 +104,7 @@ class KvCache {
   Index capacity_;
   Prefix prefix_;
   std::vector<Layer> layers_;
+  std::vector<std::int32_t> ids_;
 };
 
 }  // namespace peft_examples

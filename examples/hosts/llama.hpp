@@ -18,6 +18,7 @@
 #include "hosts/llama_model.hpp"
 #include "hosts/llama_weights.hpp"
 #include "hosts/names.hpp"
+#include "peft/activated_lora.hpp"
 #include "peft/adapter_registry.hpp"
 #include "peft/adapter_sites.hpp"
 #include "peft/dense_linear.hpp"
@@ -99,8 +100,10 @@ class Llama {
   }
   /// Several, composed as `setup` says by their names. Where it shares rows out, sequence i is that of offsets[i] or of
   /// caches[i]. Throws as above, and ConfigError as peft::AdapterComposition, or for a name that is none of theirs.
-  void set_adapters(const peft::AdapterSetup& setup, std::vector<std::shared_ptr<peft::AdapterSet<T>>> adapters) {
-    model_->adapters().set(setup, std::move(adapters));
+  /// A Fuse takes its layers from `fusion`; they alone are trained then, the adapters stay (AdapterHub's train_adapter_fusion).
+  void set_adapters(const peft::AdapterSetup& setup, std::vector<std::shared_ptr<peft::AdapterSet<T>>> adapters,
+                    std::shared_ptr<peft::AdapterFusionSet<T>> fusion = nullptr) {
+    model_->adapters().set(setup, std::move(adapters), std::move(fusion));
   }
   /// The adapters that are set, of several the first; nullptr where there are none.
   std::shared_ptr<peft::AdapterSet<T>> adapters() const noexcept {
@@ -141,15 +144,15 @@ class Llama {
 
   void forward_backward(const peft::PackedBatch& batch, double grad_scale, std::uint64_t seed, std::uint32_t step,
                         peft::LossSum& sum) {
-    const peft::TrainContext<T> context{selection_, seed, step, batch.first_row, true};
+    const peft::TrainContext<T> context{selection_of(batch), seed, step, batch.first_row, true};
     const MatrixView<const T> hidden = model_->forward(batch, context);
     head_->forward_backward(hidden, targets(batch), grad_scale, model_->gradient(), context, sum);
     model_->backward(batch, context);
   }
 
   void evaluate(const peft::PackedBatch& batch, peft::LossSum& sum) {
-    const MatrixView<const T> hidden = model_->forward(batch, evaluation());
-    head_->evaluate(hidden, targets(batch), selection_, sum);
+    const peft::TrainContext<T> context = evaluation(batch);
+    head_->evaluate(model_->forward(batch, context), targets(batch), context.selection, sum);
   }
 
   // -- inference -----------------------------------------------------------------------------------------------------
@@ -163,7 +166,10 @@ class Llama {
     auto cache = std::make_shared<KvCache<T>>(config(), count);
     KvCache<T>* caches[] = {cache.get()};
     prompt()->write(model_->rows(count));
-    model_->read({&count, 1}, caches, selection_);
+    // No aLoRA acts on the prompt's own rows.
+    const std::span<const std::span<const std::int32_t>> no_ids;
+    model_->read({&count, 1}, caches,
+                 peft::has_activated(selection_) ? peft::activate_invoked(selection_, no_ids, {}, count) : selection_);
     return std::make_shared<const KvPrefix<T>>(std::shared_ptr<const KvCache<T>>(std::move(cache)));
   }
 
@@ -189,9 +195,10 @@ class Llama {
     if (tokens != ids.size) {
       peft::fail<peft::ShapeError>("Llama::infer: {} ids; expected {}, the sum of counts", ids.size, tokens);
     }
+    const peft::Selection<T> selection = selection_of(ids, counts, caches);
     Matrix<T>& x = model_->rows(tokens);
-    model_->embedding().forward(ids, x, selection_, executor_);
-    model_->read(counts, caches, selection_);
+    model_->embedding().forward(ids, x, selection, executor_);
+    model_->read(counts, caches, selection);
     last_.resize_discard(static_cast<Index>(counts.size()), x.cols());
     Index row = 0;
     for (std::size_t i = 0; i < counts.size(); ++i) {
@@ -203,7 +210,8 @@ class Llama {
 
   /// Logits [tokens, vocab] of every position of a batch, without dropout.
   void logits(const peft::PackedBatch& batch, MatrixView<A> out) {
-    head_->logits(model_->forward(batch, evaluation()), selection_, out);
+    const peft::TrainContext<T> context = evaluation(batch);
+    head_->logits(model_->forward(batch, context), context.selection, out);
   }
 
  private:
@@ -212,7 +220,37 @@ class Llama {
   static VectorView<const std::int32_t> targets(const peft::PackedBatch& batch) noexcept {
     return {batch.targets.data(), batch.tokens()};
   }
-  peft::TrainContext<T> evaluation() const { return {selection_, 0, 0, 0, false}; }
+  peft::TrainContext<T> evaluation(const peft::PackedBatch& batch) const { return {selection_of(batch), 0, 0, 0, false}; }
+
+  /// The selection with the rows on which its aLoRAs act. Throws ConfigError for one on the head, which sees other rows.
+  peft::Selection<T> selection_of(const peft::PackedBatch& batch) const {
+    if (!peft::has_activated(selection_)) return selection_;
+    check_activated();
+    batch.check();
+    return peft::activate_invoked(selection_, VectorView<const std::int32_t>{batch.ids.data(), batch.tokens()}, batch.offsets,
+                                  virtual_tokens().rows());
+  }
+  /// The same for new tokens behind those of the caches.
+  peft::Selection<T> selection_of(VectorView<const std::int32_t> ids, std::span<const Index> counts,
+                                  std::span<KvCache<T>* const> caches) const {
+    Index first = 0;
+    for (std::size_t i = 0; i < counts.size(); first += counts[i++]) caches[i]->note(ids.slice(first, counts[i]));
+    if (!peft::has_activated(selection_)) return selection_;
+    check_activated();
+    std::vector<std::span<const std::int32_t>> read;
+    for (std::size_t i = 0; i < counts.size(); ++i) read.push_back(caches[i]->ids());
+    return peft::activate_invoked(selection_, std::span<const std::span<const std::int32_t>>(read), counts);
+  }
+  void check_activated() const {
+    for (const auto& entry : selection_.active()) {
+      const auto* config = entry.adapter->template config_as<peft::LoraConfig>();
+      if (config == nullptr || config->alora_invocation_tokens.empty()) continue;
+      if (entry.adapter->find(linears_.back()->module()) == nullptr) continue;
+      peft::fail<peft::ConfigError>("Llama: the aLoRA \"{}\" has a part on lm_head, which sees the rows of labels only; expected "
+                                    "target_modules among the layers",
+                                    entry.adapter->name());
+    }
+  }
 
   std::unique_ptr<LlamaModel<T>> model_;
   std::unique_ptr<LlamaHead<T>> head_;

@@ -164,7 +164,7 @@ class LlamaModel {
   void backward_layer(Index index, const peft::PackedBatch& batch, bool want_input, const peft::TrainContext<T>& context) {
     if (stored_.is_made_again(index)) {
       LlamaSaved<T>& below = stored_.layer(index - 1);
-      adapters_.join(index - 1, Site::kOutput, below.m, below.of_output_adapter, stored_.input(index), &context, executor_);
+      adapters_.join(index - 1, Site::kOutput, below.m, kNoNorm, below.of_output_adapter, stored_.input(index), &context, executor_);
     }
     backward_layer(index, batch, want_input, stored_.get(index, executor_), context);
     stored_.done(index);

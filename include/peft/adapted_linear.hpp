@@ -111,8 +111,15 @@ class AdaptedLinear {
   std::vector<detail::ActiveUpdate<T>> updates_of(const Selection<T>& selection) const {
     return updates_of(selection, nullptr);
   }
-  /// How the selection changes this module's weight and bias; it owns what its view() views.
+  /// How the selection changes this module's weight and bias; it owns what its view() views. Throws ConfigError for an aLoRA,
+  /// which is in no weight.
   detail::OwnedChange<T> merge_change(const Selection<T>& selection, ExecutorRef executor = default_executor()) const {
+    for (const auto& entry : selection.active()) {
+      const LoraConfig* config = entry.adapter->template config_as<LoraConfig>();
+      if (config == nullptr || config->alora_invocation_tokens.empty() || entry.adapter->find(module_) == nullptr) continue;
+      fail<ConfigError>("{}: adapter \"{}\" acts from its invocation tokens on; expected one that acts everywhere to merge it",
+                        name(), entry.adapter->name());
+    }
     const auto active = updates_of(selection);
     return detail::UpdatePass<T>(base_, active, name(), executor).change();
   }

@@ -193,6 +193,13 @@ class EvaCollector {
     return result;
   }
 
+  /// Rows that a batch needs so that every module takes it.
+  Index most_components() const noexcept {
+    Index most = 0;
+    for (const Module& module : modules_) most = std::max(most, module.pca.components());
+    return most;
+  }
+
   /// The rank of a module as it stands; −1 for one that the adapter has not.
   Index rank_of(std::string_view module) const noexcept {
     const Module* own = find(module);

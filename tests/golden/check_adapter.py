@@ -52,7 +52,8 @@ def check_output(name, module, norm):
     ours = safetensors.torch.load_file(OURS / "outputs.safetensors")[name]
     difference = (theirs - ours).abs().max().item()
     assert difference < 1e-5, (name, difference)
-    assert (theirs - (h + r)[0]).abs().max().item() > 0.01
+    # The update is there: a hundred times what may differ (the Llama's learned scale is -0.0234).
+    assert (theirs - (h + r)[0]).abs().max().item() > 1e-3
     print("check_adapter:", name, "differs by", difference)
 
 
@@ -83,11 +84,11 @@ def main():
     model = bert()
     for name in ("a", "b"):
         model.add_adapter(name, config=make_adapter.seq())
-    info = {}
-    loaded = model.load_adapter_fusion(str(OURS / "fusion"), loading_info=info, use_safetensors=True)
+    loaded = model.load_adapter_fusion(str(OURS / "fusion"), use_safetensors=True)  # fills no loading_info
     assert loaded == "a,b", loaded
-    assert not info["missing_keys"] and not info["unexpected_keys"], info
-    check_values({key: parameter for key, parameter in model.named_parameters() if "adapter_fusion_layer." in key})
+    fusion = {key: parameter for key, parameter in model.named_parameters() if "adapter_fusion_layer." in key}
+    assert fusion.keys() == safetensors.torch.load_file(OURS / "fusion" / "model_adapter_fusion.safetensors").keys()
+    check_values(fusion)
     print("check_adapter: adapters loads ours/: every key known, none missing, same values, same outputs")
 
 

@@ -1,4 +1,5 @@
-"""Makes every golden again, with pinned versions, in an environment of its own (build/goldens-env).
+"""Makes every golden again, with pinned versions, in environments of its own (build/goldens-env; AdapterHub's adapters want
+another transformers: build/goldens-env-adapters).
 
     python3 tests/golden/make_goldens.py [--model SMOLLM2.gguf] [NAME ...]      e.g. eval lora; none: all of them
 
@@ -14,19 +15,23 @@ import venv
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-ENVIRONMENT = ROOT / "build" / "goldens-env"
+# Scripts whose versions are requirements-adapters.txt's.
+OF_ADAPTERS = {"adapter", "llama_adapters"}
 # What is fetched for a script: by which function of cmake/setup.sh.
 NEEDS = {"llama": "peft_model", "tokenizer": "peft_model", "bert": "peft_encoder", "wordpiece": "peft_encoder"}
 
 
-def python():
-    """The environment's Python, made on first use and whenever the pinned versions change."""
-    executable = ENVIRONMENT / "bin" / "python"
-    pins = (HERE / "requirements.txt").read_text()
-    stamp = ENVIRONMENT / "requirements.txt"
+def python(of_adapters):
+    """An environment's Python, made on first use and whenever the pinned versions change."""
+    suffix = "-adapters" if of_adapters else ""
+    environment = ROOT / "build" / f"goldens-env{suffix}"
+    requirements = HERE / f"requirements{suffix}.txt"
+    executable = environment / "bin" / "python"
+    pins = requirements.read_text()
+    stamp = environment / "requirements.txt"
     if not stamp.exists() or stamp.read_text() != pins:
-        venv.create(ENVIRONMENT, with_pip=True, clear=True)
-        subprocess.run([executable, "-m", "pip", "install", "-q", "-r", HERE / "requirements.txt"], check=True)
+        venv.create(environment, with_pip=True, clear=True)
+        subprocess.run([executable, "-m", "pip", "install", "-q", "-r", requirements], check=True)
         stamp.write_text(pins)
     return executable
 
@@ -36,6 +41,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="GGUF of SmolLM2-135M-Instruct; default: fetched as tests/run.sh does")
     parser.add_argument("--encoder", help="folder of all-MiniLM-L6-v2; default: fetched likewise")
+    parser.add_argument("--python", help="Python with the versions of requirements.txt, instead of an environment of its own")
+    parser.add_argument("--adapters-python", help="the same of requirements-adapters.txt")
     parser.add_argument("names", nargs="*", choices=[[], *names], metavar="NAME", help=", ".join(names))
     arguments = parser.parse_args()
     chosen = arguments.names or names
@@ -47,7 +54,8 @@ def main():
         models[function] = fetch.stdout.strip()
     environment = dict(os.environ, PYTHONHASHSEED="0", TOKENIZERS_PARALLELISM="false")
     for name in chosen:
-        command = [python(), HERE / f"make_{name}.py", *([models[NEEDS[name]]] if name in NEEDS else [])]
+        own = arguments.adapters_python if name in OF_ADAPTERS else arguments.python
+        command = [own or python(name in OF_ADAPTERS), HERE / f"make_{name}.py", *([models[NEEDS[name]]] if name in NEEDS else [])]
         print("make_goldens:", name, flush=True)
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
 

@@ -1,5 +1,5 @@
 """Goldens of the Llama host: a tiny random model with LoRA on all linears (logits, loss, every adapter gradient, ten
-optimizer steps), and SmolLM2's logits on real text.
+optimizer steps), the same as an aLoRA, and SmolLM2's logits on real text.
 
     python tests/golden/make_llama.py [SMOLLM2.gguf]        (writes tests/golden/data/llama/)
 """
@@ -11,7 +11,7 @@ import sys
 import peft
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 assert peft.__version__ == "0.21.2", peft.__version__
 
@@ -90,6 +90,42 @@ def tiny():
     }))
 
 
+def alora():
+    """The same model and adapter as an aLoRA: acts from the last [7, 8] on. Logits, gradients, greedy answers."""
+    file = load_file(OUT / "tiny.safetensors")
+    config = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, rope_theta=10000.0, rms_norm_eps=1e-5,
+        tie_word_embeddings=True, attn_implementation="eager",
+    )
+    model = transformers.LlamaForCausalLM(config).float()
+    model.load_state_dict({k.removeprefix("base."): v for k, v in file.items() if k.startswith("base.")}, strict=False)
+    model.tie_weights()
+    model = peft.get_peft_model(model, peft.LoraConfig(
+        r=4, lora_alpha=8, task_type="CAUSAL_LM", alora_invocation_tokens=[7, 8],
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    ))
+    adapter = {k.replace("base_model.model.", "").replace(".default", ""): p for k, p in model.named_parameters() if "lora_" in k}
+    with torch.no_grad():
+        for k, p in adapter.items():
+            p.copy_(file["adapter." + k] * 4)  # so that it tells where it acts
+    sequences = [[5, 9, 7, 8, 11, 12, 13], [1, 2, 3, 4], [7, 8, 20, 21, 7, 8, 30, 31, 32], [40, 41, 42, 7, 8]]
+    total, count, logits = 0.0, 0, []
+    for s in sequences:
+        rows = model(input_ids=torch.tensor([s])).logits[0]
+        total = total + torch.nn.functional.cross_entropy(rows[:-1], torch.tensor(s[1:]), reduction="sum")
+        count += len(s) - 1
+        logits.append(rows)
+    (total / count).backward()
+    answers = [model.generate(input_ids=torch.tensor([s]), attention_mask=torch.ones(1, len(s), dtype=torch.long),
+                              max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)[0][len(s):].tolist()
+               for s in sequences]
+    tensors = {"grad." + k: p.grad for k, p in adapter.items()} | {"logits": torch.cat(logits).detach()}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, OUT / "alora.safetensors")
+    (OUT / "alora.json").write_text(json.dumps({"tokens": [7, 8], "sequences": sequences, "loss": float(total / count),
+                                                "answers": answers}))
+
+
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. In 1969, three people flew to the moon,",
     "def add(a, b):\n    return a + b\n\nprint(add(2, 3))",
@@ -117,5 +153,6 @@ def smollm2(path):
 
 
 tiny()
+alora()
 if len(sys.argv) > 1:
     smollm2(sys.argv[1])

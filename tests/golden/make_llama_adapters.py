@@ -15,7 +15,9 @@ import adapters
 import adapters.composition as ac
 import torch
 import transformers
-from adapters.configuration import BnConfig, DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
+from adapters.configuration import (
+    BnConfig, DoubleSeqBnConfig, DynamicAdapterFusionConfig, ParBnConfig, SeqBnConfig, StaticAdapterFusionConfig,
+)
 from safetensors.torch import save_file
 
 assert adapters.__version__ == "1.3.0", adapters.__version__
@@ -52,6 +54,13 @@ BLOCKS = [
     ("average", DoubleSeqBnConfig(reduction_factor=4),
      ac.Average("a", "b", weights=[0.25, 0.75], normalize_weights=False)),
     ("batch_split", SeqBnConfig(reduction_factor=4), ac.BatchSplit("a", "b", batch_sizes=[1, 1])),
+]
+
+
+# AdapterFusion alone is trained, as train_adapter_fusion does it: without its regulariser, which the trainer adds.
+FUSIONS = [
+    ("fuse", DoubleSeqBnConfig(reduction_factor=4), ac.Fuse("a", "b"), DynamicAdapterFusionConfig()),
+    ("fuse_static", SeqBnConfig(reduction_factor=4), ac.Fuse("a", "b", "c"), StaticAdapterFusionConfig()),
 ]
 
 
@@ -138,9 +147,27 @@ def main():
         model.set_active_adapters(setup)
         losses = run(name, model, own(model), tensors, isinstance(setup, ac.BatchSplit))
         blocks.append({"name": name, "config": changed(config), "setup": setup.to_dict(), "losses": losses})
+    fusions = []
+    for name, config, setup, fusion in FUSIONS:
+        model = base()
+        adapters.init(model)
+        for adapter in setup.children:
+            model.add_adapter(adapter, config=config)
+        fixed = own(model)
+        randomise(fixed)
+        tensors |= {f"{name}.{key}": p.detach().clone()[None] for key, p in fixed.items()}
+        model.add_adapter_fusion(list(setup.children), config=fusion)
+        model.set_active_adapters(setup)
+        parameters = {key.removeprefix("model."): p for key, p in model.named_parameters() if "adapter_fusion_layer." in key}
+        losses = run(name, model, parameters, tensors, False)
+        fusions.append({"name": name, "config": changed(config), "setup": setup.to_dict(), "static": not fusion.value,
+                        "regularization": float(sum(
+                            0.01 * ((torch.eye(p.shape[0]) - tensors[f"{name}.{key}"][0]) ** 2).sum()
+                            for key, p in parameters.items() if key.endswith("value.weight"))), "losses": losses})
     save_file({key: value.contiguous() for key, value in tensors.items()}, OUT / "golden.safetensors")
     (OUT / "golden.json").write_text(json.dumps(
-        {"lr": LR, "decay": DECAY, "steps": STEPS, "sequences": SEQUENCES, "cases": cases, "blocks": blocks}) + "\n")
+        {"lr": LR, "decay": DECAY, "steps": STEPS, "sequences": SEQUENCES, "cases": cases, "blocks": blocks,
+         "fusions": fusions}) + "\n")
 
 
 if __name__ == "__main__":

@@ -245,6 +245,42 @@ def initialisations():
     (OUT / "initialisations.json").write_text(json.dumps(result) + "\n")
 
 
+# ---- a PiSSA or OLoRA as the plain LoRA that it comes to -------------------------------------------------------------
+def conversions():
+    result = {}
+    for name, fields in {
+        "pissa_converted": dict(init_lora_weights="pissa", r=4, lora_alpha=6),
+        "olora_converted": dict(init_lora_weights="olora", r=3, lora_alpha=6, rank_pattern={"v_proj": 2},
+                                alpha_pattern={"v_proj": 5}),
+    }.items():
+        torch.manual_seed(1)
+        model = peft.get_peft_model(toy(), peft.LoraConfig(target_modules=Q, **fields))
+        factors = {n: q for n, q in model.named_parameters() if q.requires_grad}
+        start = {key_of(n): values(q) for n, q in factors.items()}
+        initial = OUT / "scratch" / "initial"
+        model.peft_config["default"].init_lora_weights = True
+        model.save_pretrained(initial)
+        model.peft_config["default"].init_lora_weights = fields["init_lora_weights"]
+        generator = torch.Generator().manual_seed(17)
+        with torch.no_grad():
+            for q in factors.values():
+                q += rounded(torch.randn(q.shape, generator=generator) * 0.125)
+        trained = {key_of(n): values(q) for n, q in factors.items()}
+        sites = {}
+        for path, module in sites_of(model):
+            if path.split(".")[-1] in Q:
+                x = rounded(torch.randn(ROWS, IN, generator=generator))
+                with torch.no_grad():
+                    sites[path] = {"x": values(x), "y": values(module(x))}
+        folder = OUT / "saved" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial))
+        (folder / "README.md").unlink()
+        shutil.rmtree(OUT / "scratch")
+        result[name] = {"start": start, "trained": trained, "sites": sites}
+    (OUT / "conversions.json").write_text(json.dumps(result) + "\n")
+
+
 # ---- EVA -------------------------------------------------------------------------------------------------------------
 class EvaToy(nn.Module):
     def __init__(self):
@@ -446,6 +482,7 @@ def main():
     for name, config in CASES.items():
         (OUT / f"{name}.json").write_text(json.dumps(method_case(name, config)) + "\n")
     initialisations()
+    conversions()
     eva()
     weighted()
     adalora()

@@ -18,8 +18,8 @@ set(room_method_part adapter_norm bottleneck)
 set(room_method lora dora ia3 vera loha lokr adalora trained_bias trained_linear trained_norm trained_embedding tied_embedding
   trainable_tokens lora_embedding prefix_cache prompt_embedding adapter adapter_fusion linear_cross_entropy)
 set(room_attach any_part named_adapter selection adapted_linear adapted_embedding adapted_norm adapter_sites
-  make_adapter adapter_registry merge lora_initialization lora_eva activated_lora adalora_allocator weighted_adapter
-  adapter_set adapter_site_parts adapter_composition)
+  make_adapter adapter_registry merge lora_initialization input_observer lora_eva activated_lora adalora_allocator weighted_adapter
+  adapter_set adapter_fusion_set adapter_site_parts adapter_composition)
 set(room_umbrella peft implementation)
 
 # What each room may include.

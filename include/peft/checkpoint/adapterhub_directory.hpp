@@ -215,12 +215,10 @@ inline void save_adapterhub_adapter(const std::filesystem::path& folder, const A
   set.commit();
 }
 
-/// The same for an AdapterFusion layer over adapters of these names. info.name is the layer's, by AdapterHub's custom the
-/// names with commas between them.
-inline void save_adapterhub_fusion(const std::filesystem::path& folder, const AdapterFusionConfig& config,
-                                   const AdapterHubInfo& info, const std::vector<std::string>& adapter_names,
-                                   std::span<const TensorRef> tensors) {
-  AtomicDirectory set(folder);
+/// Writes an AdapterFusion layer over adapters of these names into a set that the caller commits. info.name is the layer's, by
+/// AdapterHub's custom the names with commas between them. Throws as save_adapterhub_adapter.
+inline void write_adapterhub_fusion(AtomicDirectory& set, const AdapterFusionConfig& config, const AdapterHubInfo& info,
+                                    const std::vector<std::string>& adapter_names, std::span<const TensorRef> tensors) {
   const std::string where = "saving the AdapterFusion to " + set.target().string();
   if (adapter_names.size() < 2) {
     fail<ConfigError>("{}: {} adapters; expected at least 2", where, adapter_names.size());
@@ -234,6 +232,13 @@ inline void save_adapterhub_fusion(const std::filesystem::path& folder, const Ad
   for (const TensorRef& tensor : tensors) tensor.check_size();
   auto checked = detail::collect_fusion({tensors.begin(), tensors.end()}, config, info, where);
   detail::write_hub_files(set, detail::kHubFusion, json, std::move(checked), info, where);
+}
+/// Saves one in one step.
+inline void save_adapterhub_fusion(const std::filesystem::path& folder, const AdapterFusionConfig& config,
+                                   const AdapterHubInfo& info, const std::vector<std::string>& adapter_names,
+                                   std::span<const TensorRef> tensors) {
+  AtomicDirectory set(folder);
+  write_adapterhub_fusion(set, config, info, adapter_names, tensors);
   set.commit();
 }
 

@@ -1,6 +1,7 @@
 #pragma once
-/// What a run trains and saves, whatever the method: an adapter of parts, a prefix, a prompt, or bottleneck adapters; of a
-/// classifier with its head and the names of its classes.
+/// What a run trains and saves, whatever the method: an adapter of parts (saved as it is, or as the plain LoRA that it comes
+/// to: MutatedLora), a prefix, a prompt, bottleneck adapters, or AdapterFusion; of a classifier with its head and the names of
+/// its classes.
 
 #include <memory>
 #include <optional>
@@ -10,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "peft/adapter_fusion_set.hpp"
 #include "peft/adapter_set.hpp"
 #include "peft/checkpoint/adapter_config_json.hpp"
 #include "peft/checkpoint/adapterhub_directory.hpp"
@@ -20,6 +22,7 @@
 #include "peft/io/atomic_directory.hpp"
 #include "peft/named_adapter.hpp"
 #include "peft/pipeline/adapter_weights.hpp"
+#include "peft/pipeline/mutated_lora.hpp"
 #include "peft/prefix_cache.hpp"
 #include "peft/prompt_embedding.hpp"
 
@@ -48,6 +51,22 @@ void write_saved(AtomicDirectory& set, NamedAdapter<T>& adapter, const SavedHead
 template <Scalar T>
 Index saved_parameter_count(NamedAdapter<T>& adapter) {
   return adapter.parameter_count();
+}
+
+/// For a training it is the LoRA that it is; saved, the plain one.
+template <Scalar T>
+Json saved_config(MutatedLora<T>& lora) {
+  return saved_config(lora.adapter());
+}
+template <Scalar T>
+void write_saved(AtomicDirectory& set, MutatedLora<T>& lora, const SavedHead& head) {
+  const auto plain = lora.plain_tensors();
+  write_peft_adapter(set, AnyConfig(lora.plain_config()), plain.tensors());
+  if (!head.labels.empty()) write_class_labels(set, head.labels);
+}
+template <Scalar T>
+Index saved_parameter_count(MutatedLora<T>& lora) {
+  return lora.adapter().parameter_count();
 }
 
 template <Scalar T>
@@ -104,6 +123,25 @@ Index saved_parameter_count(HubAdapters<T>& adapters) {
   return adapters.set->parameter_count();
 }
 
+/// AdapterFusion's layers; the adapters that they mix are saved once, by whoever fuses them.
+template <Scalar T>
+struct HubFusion {
+  std::shared_ptr<AdapterFusionSet<T>> set;
+  AdapterHubInfo info;
+};
+template <Scalar T>
+Json saved_config(HubFusion<T>& fusion) {
+  return hub_config_json(fusion.info, adapter_fusion_config_to_json(fusion.set->config()));
+}
+template <Scalar T>
+void write_saved(AtomicDirectory& files, HubFusion<T>& fusion, const SavedHead&) {
+  write_adapterhub_fusion(files, fusion.set->config(), fusion.info, fusion.set->adapter_names(), adapterhub_tensors(*fusion.set));
+}
+template <Scalar T>
+Index saved_parameter_count(HubFusion<T>& fusion) {
+  return fusion.set->parameter_count();
+}
+
 }  // namespace detail
 
 /// Shares what it holds with whoever trains it.
@@ -126,12 +164,20 @@ class SavedAdapter {
     held_ = std::make_shared<detail::HubAdapters<T>>(detail::HubAdapters<T>{std::move(adapters), std::move(info)});
   }
 
+  /// AdapterFusion's layers, likewise.
+  SavedAdapter(std::shared_ptr<AdapterFusionSet<T>> fusion, AdapterHubInfo info) {
+    info.name = fusion->name();
+    info.hidden_size = fusion->hidden_size();
+    held_ = std::make_shared<detail::HubFusion<T>>(detail::HubFusion<T>{std::move(fusion), std::move(info)});
+  }
+
   /// Of a classifier: the names of its classes, and the adapter that trains its head (named "classifier") where the method's
   /// own does not; nullptr where it does. The head then stands in the method's files: among a prefix's or prompt's
   /// modules_to_save, or as AdapterHub's head beside bottleneck adapters. Throws ConfigError for a head beside an adapter of
   /// parts, which has it as one of its own.
   void set_classes(std::vector<std::string> labels, std::shared_ptr<NamedAdapter<T>> head = nullptr) {
-    if (head && std::holds_alternative<std::shared_ptr<NamedAdapter<T>>>(held_)) {
+    if (head && (std::holds_alternative<std::shared_ptr<NamedAdapter<T>>>(held_) ||
+                 std::holds_alternative<std::shared_ptr<MutatedLora<T>>>(held_))) {
       fail<ConfigError>("SavedAdapter: a head beside an adapter of parts has no place in its files; expected it among the "
                         "adapter's modules_to_save");
     }
@@ -158,8 +204,9 @@ class SavedAdapter {
   }
 
  private:
-  std::variant<std::shared_ptr<NamedAdapter<T>>, std::shared_ptr<PrefixCache<T>>, std::shared_ptr<PromptEmbedding<T>>,
-               std::shared_ptr<detail::HubAdapters<T>>>
+  std::variant<std::shared_ptr<NamedAdapter<T>>, std::shared_ptr<MutatedLora<T>>, std::shared_ptr<PrefixCache<T>>,
+               std::shared_ptr<PromptEmbedding<T>>, std::shared_ptr<detail::HubAdapters<T>>,
+               std::shared_ptr<detail::HubFusion<T>>>
       held_;
   std::shared_ptr<NamedAdapter<T>> head_;
   std::vector<std::string> labels_;

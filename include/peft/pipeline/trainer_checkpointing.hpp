@@ -161,7 +161,8 @@ class TrainerCheckpointing {
     AtomicDirectory::restore(folder_.path / kBest);
     std::error_code ignored;
     for (const std::string_view name : {detail::kAdapterConfig, detail::kAdapterModel, detail::kHubAdapter.weights,
-                                        detail::kHubHead.config, detail::kHubHead.weights, detail::kClassLabels}) {
+                                        detail::kHubHead.config, detail::kHubHead.weights, detail::kHubFusion.config,
+                                        detail::kHubFusion.weights, detail::kClassLabels}) {
       std::filesystem::remove(folder_.path / kBest / name, ignored);
     }
     std::filesystem::remove(folder_.path / kBest, ignored);  // where it is empty

@@ -62,7 +62,7 @@ class Trainer {
     steps_per_epoch_ = config_.steps_per_epoch(training_.records());
     total_steps_ = config_.total_steps(training_.records());
     identity_ = run_identity(config_, training_);
-    if (config_.load_best_model_at_end && events_.hooks.state) {
+    if (config_.load_best_model_at_end && events_.hooks.state && events_.hooks.on_update) {
       fail<ConfigError>("Trainer: load_best_model_at_end brings parameters back, not what works beside the optimizer "
                         "(AdaLoRA's ranks); expected false: the best adapter is saved as it is found");
     }

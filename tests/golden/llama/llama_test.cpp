@@ -1,3 +1,4 @@
+#include "hosts/generate.hpp"
 #include "hosts/llama.hpp"
 
 #include <fstream>
@@ -240,4 +241,79 @@ TEMPLATE_TEST_CASE("16-bit hosts stay near the double one, and any number of thr
     if (threads == 1) bits = now;
     CHECK(bits == now);
   }
+}
+
+// 24 aLoRA updates four times as large as the LoRA's above, so its bounds times four.
+TEMPLATE_TEST_CASE("an aLoRA equals peft's: it acts from the last invocation on, in training and over a cache", "", float, double) {
+  using T = TestType;
+  using A = Accumulator<T>;
+  Tiny<T> tiny;
+  const SafetensorsFile golden = SafetensorsFile::open(kFolder + "alora.safetensors");
+  nlohmann::json json;
+  std::ifstream(kFolder + "alora.json") >> json;
+  const auto adapter = tiny.registry.adapter("default");
+  LoraConfig config = adapter->config();
+  config.alora_invocation_tokens = json["tokens"].get<std::vector<Index>>();
+  adapter->set_config(config);
+  adapter->for_each_weight([](const ParameterInfo&, VectorView<A> value, VectorView<A>) {
+    for (A& one : value) one *= A(4);
+  });
+  const auto sequences = json["sequences"].get<std::vector<std::vector<std::int32_t>>>();
+  PackedBatch batch;
+  for (const auto& ids : sequences) {
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      batch.ids.push_back(ids[i]);
+      batch.positions.push_back(static_cast<std::int32_t>(i));
+      batch.targets.push_back(i + 1 < ids.size() ? ids[i + 1] : -1);
+    }
+    batch.offsets.push_back(batch.tokens());
+  }
+  Matrix<A> logits(batch.tokens(), 96);
+  tiny.model.logits(batch, logits);
+  const Matrix<float> expected = golden.find("logits")->to_matrix();
+  for (Index i = 0; i < logits.size(); ++i) {
+    REQUIRE(std::fabs(static_cast<double>(logits.flat()[i]) - static_cast<double>(expected.flat()[i])) <= 8e-5);
+  }
+  tiny.model.for_each_parameter([](const ParameterInfo&, auto, auto grad) { std::fill_n(grad.data, grad.size, A(0)); });
+  LossSum sum;
+  const auto labels = static_cast<double>(batch.label_tokens());
+  tiny.model.forward_backward(batch, 1.0 / labels, 0, 0, sum);
+  CHECK(sum.loss / labels == Approx(json["loss"].get<double>()).epsilon(2e-5));
+  tiny.model.for_each_parameter([&](const ParameterInfo& info, auto, auto grad) {
+    const Matrix<float> want = golden.find("grad." + std::string(info.name))->to_matrix();
+    double norm = 0, difference = 0;
+    for (Index i = 0; i < grad.size; ++i) {
+      const double own = static_cast<double>(want.flat()[i]);
+      norm += own * own;
+      difference += (static_cast<double>(grad[i]) - own) * (static_cast<double>(grad[i]) - own);
+    }
+    INFO(info.name);
+    CHECK(std::sqrt(difference) <= 1200 * 0x1p-24 * std::sqrt(norm));
+  });
+  // Answers token by token, all at once: each cache knows where its text was invoked.
+  const auto answers = json["answers"].get<std::vector<std::vector<std::int32_t>>>();
+  peft_examples::GenerateOptions options;
+  options.max_tokens = 8;
+  CHECK(peft_examples::generate<T>(tiny.model, sequences, options, 4) == answers);
+  // A text that is read in pieces is the same; taken back and read again, too.
+  Matrix<A> last(1, 96);
+  KvCache<T> cache(tiny.model.config(), 16);
+  KvCache<T>* caches[] = {&cache};
+  for (int round = 0; round < 2; ++round) {
+    const Index counts[] = {4, 1, 1, 1};
+    Index first = 0;
+    for (const Index count : counts) {
+      tiny.model.infer({sequences[0].data() + first, count}, {&count, 1}, caches, last);
+      first += count;
+      for (Index j = 0; j < 96; ++j) {
+        REQUIRE(std::fabs(static_cast<double>(last(0, j)) - static_cast<double>(expected(first - 1, j))) <= 8e-5);
+      }
+    }
+    cache.rewind(0);
+  }
+  // On the head it is refused: that sees the rows of labels only.
+  config.target_modules = {"lm_head"};
+  tiny.registry.add_adapter("head", config, tiny.model.adapter_sites(), 0);
+  tiny.model.select(tiny.registry.selection_of("head"));
+  REQUIRE_THROWS_WITH(tiny.model.evaluate(batch, sum), Catch::Contains("lm_head"));
 }

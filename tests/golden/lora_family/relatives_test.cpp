@@ -6,6 +6,7 @@
 #include "peft/checkpoint/adapter_config_json.hpp"
 #include "peft/lora_eva.hpp"
 #include "peft/lora_initialization.hpp"
+#include "peft/pipeline/mutated_lora.hpp"
 #include "peft/pipeline/registry_loader.hpp"
 #include "peft/train/adamw.hpp"
 #include "peft/weighted_adapter.hpp"
@@ -82,6 +83,61 @@ TEST_CASE("PiSSA and OLoRA start as PEFT's: the product and what is left of the 
     q.base().read_weight_rows(0, now.view());
     REQUIRE(std::memcmp(now.data(), before.data(), static_cast<std::size_t>(now.size()) * sizeof(float)) == 0);
   }
+}
+
+TEST_CASE("A trained PiSSA or OLoRA is saved as the plain LoRA that PEFT makes of it, for the unchanged base") {
+  const Json golden = read_golden("conversions.json");
+  for (const char* name : {"pissa_converted", "olora_converted"}) {
+    INFO(name);
+    LoraConfig config{.r = 4, .lora_alpha = 6, .target_modules = kBoth, .init_lora_weights = "pissa"};
+    if (std::string(name) == "olora_converted") {
+      config.r = 3;
+      config.init_lora_weights = "olora";
+      config.rank_pattern = {{"v_proj", 2}};
+      config.alpha_pattern = {{"v_proj", 5}};
+    }
+    Toy<float> toy;
+    const auto adapter = toy.registry.add_adapter("default", config, toy.sites(), 1);
+    const auto set = [&](const Json& values) {
+      adapter->for_each_weight([&](const ParameterInfo& info, VectorView<float> value, VectorView<float>) {
+        const Json& own = values[std::string(info.name)];
+        REQUIRE(static_cast<Index>(own.size()) == value.size);
+        for (Index i = 0; i < value.size; ++i) value[i] = own[static_cast<std::size_t>(i)].get<float>();
+      });
+    };
+    set(golden[name]["start"]);
+    const MutatedLora<float> mutated(adapter);
+    set(golden[name]["trained"]);
+    const io_test::ScratchFolder folder;
+    const auto plain = mutated.plain_tensors();
+    save_peft_adapter(folder.path(), AnyConfig(mutated.plain_config()), plain.tensors());
+    CHECK(io_test::read_file(folder / "adapter_model.safetensors") ==
+          io_test::read_file(kFamily / "saved" / name / "adapter_model.safetensors"));
+    const Json ours = Json::parse(io_test::read_file(folder / "adapter_config.json"));
+    const Json theirs = Json::parse(io_test::read_file(kFamily / "saved" / name / "adapter_config.json"));
+    for (const char* field : {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "init_lora_weights", "use_rslora"}) {
+      INFO(field);
+      CHECK(ours[field] == theirs[field]);
+    }
+    // On the unchanged base: PEFT's results on the remainder. Sums of 12 products below 4·3, and of 2·r more: 2^-24·20·12.
+    Toy<float> base;
+    load_adapter<float>(base.registry, folder.path(), "default", base.sites());
+    base.registry.set_adapter("default");
+    for (const auto& [path, site] : golden[name]["sites"].items()) {
+      INFO(path);
+      AdaptedLinear<float>& layer = *base.linear(path);
+      Matrix<float> y(5, layer.out_features());
+      layer.forward(matrix_of<float>(site["x"], 5, layer.in_features()).view(), y.view(), base.registry.selection(), ExecutorRef());
+      check_values(y.flat(), site["y"], 2e-5);
+    }
+  }
+  // With √2 for the root of the rank, and rslora's scale, the scale stays.
+  LoraConfig rooted{.r = 4, .lora_alpha = 6, .target_modules = kBoth, .init_lora_weights = "pissa"};
+  rooted.use_rslora = true;
+  rooted.alpha_pattern = {{"v_proj", 3}};
+  Toy<float> toy;
+  const LoraConfig plain = MutatedLora<float>(make_adapter<float>("default", rooted, toy.sites(), 1)).plain_config();
+  for (const char* module : {"layers.0.q_proj", "layers.0.v_proj"}) CHECK(scaling_for(plain, module) == Approx(scaling_for(rooted, module)).epsilon(1e-15));
 }
 
 TEST_CASE("The orthogonal start: neither A nor B is zero, their product is; a seed is a start") {

@@ -235,7 +235,7 @@ TEST_CASE("options and configurations of another method are refused by name") {
   refuse({"--method", "adalora", "--tfinal", "12"}, 1, {"tfinal 12"});
   refuse({"--method", "bitfit"}, 1, {"no parameter of that kind"});
   refuse({"--method", "parallel", "--non-linearity", "mish"}, 1, {"non_linearity", "mish"});
-  refuse({"--init-lora-weights", "pissa"}, 1, {"init_lora_weights is \"pissa\""});
+  refuse({"--init-lora-weights", "pizza"}, 1, {"init_lora_weights = \"pizza\""});
   refuse({"--method", "prefix", "--prefix-projection", "--prefix-init-text", "a"}, 1, {"prefix_projection"});
 
   place.trained("prefix", {"--method", "prefix", "--num-virtual-tokens", "4", "--max-steps", "1"});
