@@ -67,6 +67,43 @@ TEST_CASE("bottleneck adapters at both sites, serial and parallel, with dropout"
   }
 }
 
+TEST_CASE("AdapterFusion in a Llama: its layers alone are trained, through all that stands above them") {
+  for (AdapterConfig config : {AdapterConfig::seq_bn(), AdapterConfig::double_seq_bn(), AdapterConfig::par_bn()}) {
+    config.reduction_factor = 2;
+    config.scaling = 1.0;
+    config.non_linearity = "tanh";
+    for (const AdapterFusionConfig& fusion : {AdapterFusionConfig::dynamic_fusion(), AdapterFusionConfig::static_fusion()}) {
+      std::vector<std::shared_ptr<AdapterSet<double>>> sets;
+      for (const char* name : {"a", "b"}) {
+        sets.push_back(std::make_shared<AdapterSet<double>>(name, AdapterLayout::kLlama, config, 8, 2, sets.size() + 1));
+      }
+      Llama<double> model = tiny_llama<double>();
+      for (auto& set : sets) {
+        model.set_adapters(set);
+        perturb_parameters(model, 0.6f);
+      }
+      sets[1]->for_each_parameter([](const ParameterInfo&, VectorView<double> value, auto) {
+        for (Index i = 0; i < value.size; ++i) value[i] += i % 3 == 0 ? 0.35 : -0.2;  // two that differ
+      });
+      model.set_adapters(AdapterSetup::fuse({"a", "b"}), sets,
+                         std::make_shared<AdapterFusionSet<double>>(std::vector<std::string>{"a", "b"}, AdapterLayout::kLlama,
+                                                                    fusion, 8, 2, config.mh_adapter, config.output_adapter));
+      Index trained = 0;
+      model.for_each_parameter([&](const ParameterInfo& info, auto, auto) {
+        CHECK(info.name.find(".adapter_fusion_layer.a,b.") != std::string_view::npos);
+        ++trained;
+      });
+      CHECK(trained == (fusion.value ? 5 : 4) * (config.mh_adapter ? 4 : 2));
+      perturb_parameters(model);
+      model.for_each_parameter([](const ParameterInfo& info, VectorView<double> value, auto) {
+        if (info.name.ends_with("value.weight")) return;
+        for (double& one : value) one *= 2.5;  // scores that tell the adapters apart
+      });
+      check_gradients(model, 0.02);
+    }
+  }
+}
+
 TEST_CASE("adapters of some layers only: the backward pass goes down to the lowest") {
   for (const std::vector<Index>& left_out : {std::vector<Index>{0}, {1}}) {
     for (const AdapterConfig& base : {AdapterConfig::seq_bn(), AdapterConfig::double_seq_bn()}) {

@@ -26,8 +26,9 @@ inline double loss_of(peft_examples::Llama<double>& model, const PackedBatch& ba
   return sum.loss;
 }
 
-/// Checks every number and returns the names of the parameters.
-inline std::set<std::string> check_gradients(peft_examples::Llama<double>& model) {
+/// Checks every number and returns the names of the parameters. The largest gradient is expected to be at least `most`: scores
+/// before a softmax move less.
+inline std::set<std::string> check_gradients(peft_examples::Llama<double>& model, double most = 0.1) {
   const PackedBatch batch = tiny_llama_batch();
   std::set<std::string> names;
   std::vector<std::vector<double>> gradients;
@@ -40,10 +41,14 @@ inline std::set<std::string> check_gradients(peft_examples::Llama<double>& model
     double own = 0;
     for (const double value : grad) own = std::max(own, std::fabs(value));
     INFO(info.name);
-    CHECK(own > 1e-4);
+    if (info.name.find(".adapter_fusion_layer.") != std::string_view::npos && info.name.ends_with(".key.bias")) {
+      CHECK(own < 1e-9);  // the same is added to all scores of a softmax
+    } else {
+      CHECK(own > 1e-4);
+    }
     largest = std::max(largest, own);
   });
-  CHECK(largest > 0.1);
+  CHECK(largest > most);
   std::size_t parameter = 0;
   model.for_each_parameter([&](const ParameterInfo& info, auto value, auto) {
     const std::vector<double>& gradient = gradients[parameter++];
