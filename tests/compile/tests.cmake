@@ -9,16 +9,12 @@ add_library(peft_compile_tests OBJECT
 target_link_libraries(peft_compile_tests PRIVATE peft::peft)
 peft_target_defaults(peft_compile_tests)
 
-# Every header compiles alone, the examples' too: one translation unit per header, built by its own test only.
+# Every header of the library and of the hosts compiles alone: one translation unit per header, built by its own test only.
 file(GLOB_RECURSE peft_headers RELATIVE "${PROJECT_SOURCE_DIR}/include" CONFIGURE_DEPENDS
   "${PROJECT_SOURCE_DIR}/include/peft/*.hpp")
 list(FILTER peft_headers EXCLUDE REGEX "^peft/cuda/")  # those need the CUDA Toolkit
 file(GLOB_RECURSE peft_example_headers RELATIVE "${PROJECT_SOURCE_DIR}/examples" CONFIGURE_DEPENDS
-  "${PROJECT_SOURCE_DIR}/examples/hosts/*.hpp" "${PROJECT_SOURCE_DIR}/examples/cli/*.hpp")
-find_package(CLI11 CONFIG QUIET)
-if(NOT CLI11_FOUND)
-  list(FILTER peft_example_headers EXCLUDE REGEX "^cli/")
-endif()
+  "${PROJECT_SOURCE_DIR}/examples/hosts/*.hpp")
 set(peft_header_sources)
 foreach(header IN LISTS peft_headers peft_example_headers)
   string(MAKE_C_IDENTIFIER "${header}" unit)
@@ -27,7 +23,7 @@ foreach(header IN LISTS peft_headers peft_example_headers)
   list(APPEND peft_header_sources "${source}")
 endforeach()
 add_library(peft_headers_alone OBJECT EXCLUDE_FROM_ALL ${peft_header_sources})
-target_link_libraries(peft_headers_alone PRIVATE peft::peft $<TARGET_NAME_IF_EXISTS:CLI11::CLI11>)
+target_link_libraries(peft_headers_alone PRIVATE peft::peft)
 target_include_directories(peft_headers_alone PRIVATE "${PROJECT_SOURCE_DIR}/examples")
 peft_target_defaults(peft_headers_alone)
 target_compile_options(peft_headers_alone PRIVATE -O0 -g0)
