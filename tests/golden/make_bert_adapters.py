@@ -6,7 +6,6 @@ them (adapter and head).
 """
 
 import json
-import pathlib
 import shutil
 
 import adapters
@@ -15,23 +14,11 @@ import torch
 import transformers
 from adapters.configuration import DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
 from safetensors.torch import load_file, save_file
+from tiny_bert import DATA, batch
 
 assert adapters.__version__ == "1.3.0", adapters.__version__
 
-DATA = pathlib.Path(__file__).parent / "data" / "bert"
 OUT = DATA / "adapters"
-
-
-def batch():
-    """The sequences of make_bert.py, with padding behind the shorter ones."""
-    given = json.loads((DATA / "tiny.json").read_text())
-    ids = torch.zeros(len(given["lengths"]), max(given["lengths"]), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    flat = iter(given["ids"])
-    for i, length in enumerate(given["lengths"]):
-        ids[i, :length] = torch.tensor([next(flat) for _ in range(length)])
-        mask[i, :length] = 1
-    return dict(input_ids=ids, attention_mask=mask, labels=torch.tensor(given["labels"]))
 
 
 def base():

@@ -16,7 +16,7 @@ import venv
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # Scripts whose versions are requirements-adapters.txt's.
-OF_ADAPTERS = {"adapter", "llama_adapters"}
+OF_ADAPTERS = {"adapter", "bert_adapters", "llama_adapters"}
 # What is fetched for a script: by which function of cmake/setup.sh.
 NEEDS = {"llama": "peft_model", "tokenizer": "peft_model", "bert": "peft_encoder", "wordpiece": "peft_encoder"}
 
