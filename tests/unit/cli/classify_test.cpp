@@ -198,13 +198,7 @@ TEST_CASE("classify: stopped and resumed, it ends where an uninterrupted run doe
                                               "--eval-steps", "1000", "--lr", "0.01"});
     REQUIRE(run(place.folder, place.training(name, longer)).status == 0);
     const std::string part = name + "-resumed";
-    const Outcome stopped = run(place.folder, place.training(part, longer), [&](pid_t process) {
-      const fs::path metrics = place.folder / (part + "/metrics.jsonl");
-      while ((!fs::exists(metrics) || fs::file_size(metrics) < 2000) && ::kill(process, 0) == 0) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      }
-      ::kill(process, SIGINT);
-    });
+    const Outcome stopped = run(place.folder, place.training(part, longer), interrupt_training(place.folder / part));
     INFO(stopped.err);
     REQUIRE(stopped.status == 130);
     const Outcome resumed = run(place.folder, place.training(part, joined(longer, {"--resume"})));

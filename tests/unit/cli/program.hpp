@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -51,6 +52,16 @@ inline Outcome run(const ScratchFolder& folder, const std::vector<std::string>& 
   int state = 0;
   ::waitpid(process, &state, 0);
   return {WIFEXITED(state) ? WEXITSTATUS(state) : 128 + WTERMSIG(state), read_file(out), read_file(err)};
+}
+
+/// For run(): Ctrl-C to a training once the metrics in its folder `run` are under way.
+inline std::function<void(pid_t)> interrupt_training(const std::string& run) {
+  return [metrics = std::filesystem::path(run) / "metrics.jsonl"](pid_t process) {
+    while ((!std::filesystem::exists(metrics) || std::filesystem::file_size(metrics) < 2000) && ::kill(process, 0) == 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    ::kill(process, SIGINT);
+  };
 }
 
 /// A tiny model and a file of questions that can be learned.

@@ -117,13 +117,7 @@ TEST_CASE("a run that started from weights or records is resumed bit for bit, an
     longer.insert(longer.end(), {"--epochs", "30", "--save-steps", "1000", "--eval-steps", "1000"});
     place.trained(name, longer);
     const std::string part = name + "-resumed";
-    const Outcome stopped = run(place.folder, place.with(part, longer), [&](pid_t process) {
-      const fs::path metrics = place.folder / (part + "/metrics.jsonl");
-      while ((!fs::exists(metrics) || fs::file_size(metrics) < 2000) && ::kill(process, 0) == 0) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      }
-      ::kill(process, SIGINT);
-    });
+    const Outcome stopped = run(place.folder, place.with(part, longer), interrupt_training(place.folder / part));
     INFO(stopped.err);
     REQUIRE(stopped.status == 130);
     longer.emplace_back("--resume");
