@@ -1,15 +1,15 @@
-# One program per reader of files that strangers write. Everywhere: its corpus is replayed. With PEFT_FUZZ (preset fuzz,
+# One program per reader of files that strangers write. Everywhere: its corpus is replayed. With PEFT_FUZZ (preset sanitize,
 # clang): libFuzzer looks for more, for PEFT_FUZZ_SECONDS in a test, from a fixed seed, so that a change is judged by what
 # it changed; by hand as long as one likes and from any seed.
 if(PEFT_SANITIZE AND NOT PEFT_FUZZ)
-  return()  # libFuzzer's own build replays the corpora under the sanitizers
+  return()  # libFuzzer replays the corpora under the sanitizers
 endif()
 file(GLOB peft_fuzz_targets CONFIGURE_DEPENDS "${CMAKE_CURRENT_LIST_DIR}/targets/*.cpp")
 add_custom_target(fuzz)
 foreach(source IN LISTS peft_fuzz_targets)
   get_filename_component(target "${source}" NAME_WE)
   add_executable(fuzz_${target} "${source}")
-  target_link_libraries(fuzz_${target} PRIVATE peft::peft ${PEFT_PCRE2} ${PEFT_UTF8PROC})
+  target_link_libraries(fuzz_${target} PRIVATE peft::peft peft_implementation ${PEFT_PCRE2} ${PEFT_UTF8PROC})
   target_include_directories(fuzz_${target} PRIVATE "${PROJECT_SOURCE_DIR}/tests" "${PROJECT_SOURCE_DIR}/examples")
   peft_target_defaults(fuzz_${target})
   add_dependencies(fuzz fuzz_${target})

@@ -217,6 +217,7 @@ TEST_CASE("gemm with low-rank terms, masks, bias and accumulation") {
     for (const auto& ranks : {std::vector<Index>{1}, std::vector<Index>{8}, std::vector<Index>{16, 3}, std::vector<Index>{300}}) {
       for (Index m : {1, 6, 20}) {
         for (Index k : {0, 40, 300}) {
+          if (ranks[0] == 300 && k != 40) continue;  // more columns of rank than of K, once
           for (DType c_type : {DType::kF32, DType::kBF16}) {
             check({.m = m, .n = 50, .k = k, .c_type = c_type, .b_transposed = (flags & 8) != 0, .ranks = ranks,
                    .l_transposed = (flags & 1) != 0, .mask = (flags & 2) != 0, .bias = (flags & 4) != 0,

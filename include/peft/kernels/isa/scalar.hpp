@@ -59,8 +59,10 @@ PEFT_ALWAYS_INLINE bool is_nan(V a) noexcept { return (std::bit_cast<std::uint32
 PEFT_ALWAYS_INLINE V vmin(V a, V b) noexcept { return !is_nan(a) && !is_nan(b) && a < b ? a : b; }
 PEFT_ALWAYS_INLINE V vmax(V a, V b) noexcept { return !is_nan(a) && !is_nan(b) && a > b ? a : b; }
 PEFT_ALWAYS_INLINE V vround(V a) noexcept { return std::nearbyint(a); }
+/// 2^n; 1 where n is NaN, as the vector instructions' conversion makes it.
 PEFT_ALWAYS_INLINE V vpow2(V n) noexcept {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(static_cast<std::int32_t>(n) + 127) << 23);
+  const std::int32_t exponent = is_nan(n) ? 0 : static_cast<std::int32_t>(n);
+  return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23);
 }
 /// 0 where x has the bits of `equal`, else v.
 PEFT_ALWAYS_INLINE V vzero_where(V x, float equal, V v) noexcept {
