@@ -33,7 +33,8 @@ class AdapterFusionSet {
     for (Index layer = 0; layer < layers; ++layer) {
       for (const AdapterSite site : {AdapterSite::kAttention, AdapterSite::kOutput}) {
         if (site == AdapterSite::kAttention ? !has_attention : !has_output) continue;
-        entries_.push_back({{layer, site, name_, true}, AdapterFusion<T>(hidden_size, config, attention_dropout)});
+        AdapterFusion<T> fusion(hidden_size, config, attention_dropout);
+        entries_.push_back({{layer, site, name_, true}, std::move(fusion)});
         entries_.back().fusion.reset(seed, 2 * static_cast<std::uint64_t>(layer) + static_cast<std::uint64_t>(site));
       }
     }

@@ -31,7 +31,8 @@ class AdapterSet {
       for (const AdapterSite site : {AdapterSite::kAttention, AdapterSite::kOutput}) {
         if (!config.has_adapter(site, layer)) continue;
         at_[slot(layer, site)] = static_cast<std::ptrdiff_t>(entries_.size());
-        entries_.push_back({{layer, site, name_, false}, Adapter<T>(hidden_size, config, layer, seed)});
+        Adapter<T> adapter(hidden_size, config, layer, seed);
+        entries_.push_back({{layer, site, name_, false}, std::move(adapter)});
         // Of one layer's two the streams differ.
         entries_.back().adapter.reset(seed, 2 * static_cast<std::uint64_t>(layer) + static_cast<std::uint64_t>(site));
       }
