@@ -6,8 +6,8 @@
     python3 benchmarks/routing.py --table FILE.jsonl
 
 DIR holds routing-train.jsonl, routing-val.jsonl and routing-test.jsonl. With --env (torch, peft) and --adapters-env the same
-training in Python (peers/routing.py, seed 0) follows each method's first. Results are added to --out, a line each: of runs
-with 5 epochs the table takes accuracies, of the last of each side's for seed 0 the speed.
+training in Python (peers/routing.py) follows each of ours, so that both sides' means are of the same seeds. Results are added
+to --out, a line each: of runs with 5 epochs the table takes accuracies, of the last of each side's for seed 0 the speed.
 """
 
 import argparse
@@ -69,9 +69,9 @@ def table(path):
         if not own:
             continue
         mean = lambda part, key: statistics.mean(row[key] for row in part)
-        accuracies = ", ".join(f"{row['accuracy']:.3f}" for row in own)
-        cells = [method, f"{mean(own, 'accuracy'):.3f} ({accuracies})", f"{mean(own, 'macro_f1'):.3f}"]
-        cells.append(f"{mean(peer, 'accuracy'):.3f}" if peer else "–")
+        by_seed = lambda part: ", ".join(f"{row['seed']}: {row['accuracy']:.3f}" for row in part)
+        accuracy = lambda part: f"{mean(part, 'accuracy'):.3f} ({by_seed(part)})" if part else "–"
+        cells = [method, accuracy(own), f"{mean(own, 'macro_f1'):.3f}", accuracy(peer)]
         if fast and slow:
             speed, theirs_speed = fast[0]["tok_s"], slow[0]["tok_s"]
             cells += [f"{speed:.0f}", f"{theirs_speed:.0f}", f"{speed / theirs_speed:.2f} ×",
@@ -102,7 +102,7 @@ def main():
     for method in args.methods.split(","):
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             results = [ours(args, method, seed)]
-            if seed == 0 and (args.adapters_env if method == "houlsby" else args.env):
+            if args.adapters_env if method == "houlsby" else args.env:
                 results.append(theirs(args, method, seed))
             for result in results:
                 print(json.dumps(result), flush=True)

@@ -3,7 +3,9 @@
     routing.py MODEL_FOLDER TRAIN.jsonl TEST.jsonl METHOD [SEED [EPOCHS]]     prints one line of JSON
 
 METHOD: lora (r = 8, alpha = 16 on query and value), prompt, prefix (16 virtual tokens), full; houlsby in the environment of
-adapters. A new head learns with it. 5 epochs (EPOCHS) in batches of 16, padded to the longest, texts cut at 128 tokens; AdamW, the
+adapters. A new head learns with it: one linear layer behind the model's pooler, which stays as it is unless all is trained. In
+the environment of adapters houlsby_own_head and full_own_head have AdapterHub's head instead, two linear layers that read the
+first row, both new. 5 epochs (EPOCHS) in batches of 16, padded to the longest, texts cut at 128 tokens; AdamW, the
 rate falling linearly, norm clipped to 1; weights in float; dropout as the model's config.json has it. tok/s: tokens without
 padding over the seconds of the training loop.
 """
@@ -17,6 +19,20 @@ from common import report
 
 RATES = {"lora": 1e-3, "houlsby": 1e-3, "prompt": 1e-2, "prefix": 1e-2, "full": 5e-5}
 LENGTH, VIRTUAL = 128, 16
+OWN_HEAD = "_own_head"
+
+
+def with_own_head(folder, method, classes):
+    """A model class of AdapterHub with its classification head: dropout, linear, tanh, dropout, linear."""
+    import adapters
+
+    model = adapters.AutoAdapterModel.from_pretrained(folder)
+    if method == "houlsby":
+        model.add_adapter("task", config="double_seq_bn")
+    model.add_classification_head("task", num_labels=classes)
+    if method == "houlsby":
+        model.train_adapter("task")
+    return model
 
 
 def with_method(model, method):
@@ -51,7 +67,11 @@ def main(folder, train, test, method, seed="0", epochs="5"):
                 for record in records[path]]
 
     training, held_out = rows(train), rows(test)
-    model = with_method(AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(labels)), method)
+    own_head, method = method.endswith(OWN_HEAD), method.removesuffix(OWN_HEAD)
+    if own_head:
+        model = with_own_head(folder, method, len(labels))
+    else:
+        model = with_method(AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(labels)), method)
     batches = torch.utils.data.DataLoader(training, batch_size=16, shuffle=True, collate_fn=DataCollatorWithPadding(tokenizer))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATES[method], weight_decay=0.0)
