@@ -5,6 +5,7 @@
 
 #include "peft/core/activation.hpp"
 #include "peft/core/scalar.hpp"
+#include "peft/kernels/four_bit.hpp"
 
 PEFT_BEGIN_NAMESPACE
 namespace kernels {
@@ -143,6 +144,14 @@ struct KernelTable {
                                float* db) noexcept;
   /// A thin product; call.m ≤ 4.
   void (*thin)(const ThinCall& call) noexcept;
+  /// max |x[j]|, 0 for none.
+  float (*abs_max)(Index n, const float* x) noexcept;
+  /// Codes of x[j]·factor, or of x[j]/factor where `divide`, limited to [-1, 1]: two a byte, the first in the upper half; after
+  /// an odd number the code of 0 follows.
+  void (*quantize_4bit)(Index n, const float* x, float factor, bool divide, const FourBitTable& table,
+                        std::uint8_t* out) noexcept;
+  /// out[j] = value[code j]·scale.
+  void (*dequantize_4bit)(Index n, const std::uint8_t* codes, const float* value, float scale, float* out) noexcept;
 };
 
 }  // namespace kernels
