@@ -40,6 +40,7 @@
 #include "peft/low_rank_merge.hpp"
 #include "peft/dense_linear.hpp"
 #include "peft/nf4_tensor.hpp"
+#include "peft/nf4_linear.hpp"
 #include "peft/any_linear.hpp"
 
 #include "peft/module_selector.hpp"

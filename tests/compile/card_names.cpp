@@ -97,6 +97,7 @@ static_assert(std::is_same_v<decltype(peft::Nf4Tensor::quantize(peft::MatrixView
 static_assert(std::is_nothrow_move_constructible_v<peft::Nf4Tensor> && std::is_copy_constructible_v<peft::Nf4Tensor> &&
               !std::is_polymorphic_v<peft::Nf4Tensor>);
 static_assert(!std::is_same_v<peft::Nf4Tensor, peft::Fp4Tensor>);
+static_assert(peft::PanelSource<peft::Nf4Linear> && peft::FusedLowRank<peft::Nf4Linear, peft::bf16>);
 [[maybe_unused]] const peft::FourBitConfig kFourBits{.block_size = 64, .double_quant = true};
 
 // Executors.
