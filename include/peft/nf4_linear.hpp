@@ -42,6 +42,7 @@ class FourBitLinear {
       fail<ShapeError>("FourBitLinear: bias has {} elements; expected out_features = {} or none", bias_.size(),
                        out_features());
     }
+    operand_ = {weight_.storage().codes.data, kernels::table_of(kCode).value, weight_.scales(), weight_.block_size()};
   }
 
   Index in_features() const noexcept { return weight_.cols(); }
@@ -77,6 +78,15 @@ class FourBitLinear {
     detail::panel_backward<T>(*this, dy, {}, dx, mode, executor);
   }
 
+  /// The panels, and, for products of a few rows, the codes themselves, which are then decoded in registers.
+  kernels::PanelFill panel_fill(Order order) const noexcept {
+    kernels::PanelFill result;
+    result.context = this;
+    result.fill = order == Order::kForward ? fill<Order::kForward> : fill<Order::kBackward>;
+    if (order == Order::kForward && in_features() % weight_.block_size() == 0) result.four_bit = &operand_;
+    return result;
+  }
+
   /// The weight a panel at a time; see PanelSource.
   void fill_panel(Index n0, Index nc, Index k0, Index kc, float* panel, Index ld, Order order) const {
     const kernels::KernelTable& t = kernels::table();
@@ -102,9 +112,15 @@ class FourBitLinear {
   }
 
  private:
+  template <Order order>
+  static void fill(const void* context, Index n0, Index nc, Index k0, Index kc, float* panel, Index ld) {
+    static_cast<const FourBitLinear*>(context)->fill_panel(n0, nc, k0, kc, panel, ld, order);
+  }
+
   static constexpr Index kTurn = 32;  // at 256 deep 32 KiB
 
   FourBitTensor<kCode> weight_;
+  kernels::FourBitOperand operand_;
   Buffer<float> bias_;
 };
 

@@ -61,6 +61,20 @@ struct ThinCall {
   Index y_stride = 0;
 };
 
+/// A few rows against rows of four-bit codes: y[i][j] = Σ_b scales[j][b]·Σ_{k in block b} x[i][k]·value[code[j][k]], i < m ≤ 4,
+/// j < n. Rows begin with a byte and with a block.
+struct ThinFourBitCall {
+  Index m = 0, n = 0, k = 0, block = 0;
+  const float* x = nullptr;  ///< as arrange_4bit writes it
+  Index x_stride = 0;
+  const std::uint8_t* codes = nullptr;  ///< rows of k/2 bytes
+  const float* value = nullptr;         ///< [16]
+  const float* scales = nullptr;        ///< [n][scale_stride ≥ k/block + 4], 0 behind the last block
+  Index scale_stride = 0;
+  float* y = nullptr;
+  Index y_stride = 0;
+};
+
 /// Coefficients of one AdamW step in float.
 struct AdamWFloats {
   float beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, inverse_root_correction2, eps, decay, grad_scale;
@@ -152,6 +166,9 @@ struct KernelTable {
                         std::uint8_t* out) noexcept;
   /// out[j] = value[code j]·scale.
   void (*dequantize_4bit)(Index n, const std::uint8_t* codes, const float* value, float scale, float* out) noexcept;
+  /// A row of x in the order in which thin_4bit meets its weights; `out` holds k rounded up to 128 floats.
+  void (*arrange_4bit)(Index k, const float* x, float* out) noexcept;
+  void (*thin_4bit)(const ThinFourBitCall& call) noexcept;
 };
 
 }  // namespace kernels

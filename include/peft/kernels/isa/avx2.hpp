@@ -211,6 +211,19 @@ PEFT_ALWAYS_INLINE void ustore_nibbles(U first, U second, std::uint8_t* out) noe
   for (int i = 0; i < 8; ++i) out[i] = static_cast<std::uint8_t>(pairs[i]);
 }
 
+PEFT_ALWAYS_INLINE U uload(const std::uint8_t* p) noexcept {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+PEFT_ALWAYS_INLINE U uload_part(const std::uint8_t* p, Index words) noexcept {
+  std::uint32_t copy[8] = {};
+  std::memcpy(copy, p, static_cast<std::size_t>(words) * sizeof(std::uint32_t));
+  return uload(reinterpret_cast<const std::uint8_t*>(copy));
+}
+PEFT_ALWAYS_INLINE U unext_nibble(U words) noexcept { return _mm256_srli_epi32(words, 4); }
+PEFT_ALWAYS_INLINE V vspread(const float* p, Index parts) noexcept {
+  return parts == 1 ? vset1(*p) : _mm256_insertf128_ps(vset1(p[0]), _mm_set1_ps(p[1]), 1);
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx2

@@ -216,6 +216,19 @@ PEFT_ALWAYS_INLINE void ustore_nibbles(U first, U second, std::uint8_t* out) noe
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi64(low, high));
 }
 
+PEFT_ALWAYS_INLINE U uload(const std::uint8_t* p) noexcept { return _mm512_loadu_si512(p); }
+PEFT_ALWAYS_INLINE U uload_part(const std::uint8_t* p, Index words) noexcept {
+  return _mm512_maskz_loadu_epi32(part_mask(words), p);
+}
+PEFT_ALWAYS_INLINE U unext_nibble(U words) noexcept { return _mm512_maskz_srli_epi32(kAll, words, 4); }
+PEFT_ALWAYS_INLINE V vspread(const float* p, Index parts) noexcept {
+  if (parts == 1) return vset1(*p);
+  const U halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  const U quarters = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  const V numbers = _mm512_maskz_broadcast_f32x4(kAll, _mm_loadu_ps(p));
+  return _mm512_maskz_permutexvar_ps(kAll, parts == 2 ? halves : quarters, numbers);
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx512

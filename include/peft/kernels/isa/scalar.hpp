@@ -123,6 +123,17 @@ PEFT_ALWAYS_INLINE void ustore_nibbles(U first, U second, std::uint8_t* out) noe
   *out = static_cast<std::uint8_t>(first << 4 | second);
 }
 
+/// W words; of fewer than W, the rest is 0.
+PEFT_ALWAYS_INLINE U uload(const std::uint8_t* p) noexcept {
+  U word;
+  std::memcpy(&word, p, sizeof(word));
+  return word;
+}
+PEFT_ALWAYS_INLINE U uload_part(const std::uint8_t* p, Index words) noexcept { return words > 0 ? uload(p) : 0u; }
+PEFT_ALWAYS_INLINE U unext_nibble(U words) noexcept { return words >> 4; }
+/// The first `parts` of four numbers, each in as many lanes: parts is 1, 2 or 4 (and 1 for less than 64 weights a vector).
+PEFT_ALWAYS_INLINE V vspread(const float* p, Index) noexcept { return *p; }
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::scalar
