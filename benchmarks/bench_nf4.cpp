@@ -1,10 +1,12 @@
 // Weights in four bits: quantising and dequantising in millions of weights per second, and the layer Nf4Linear beside the
 // product of the same shape over a float weight, forward and backward.
-//   bench_nf4 [--benchmark_filter=…]; rows: quantize, dequantize, nf4/m, dense/m (4096 × 4096).
+//   bench_nf4 [--benchmark_filter=…]; rows (4096 × 4096): quantize, dequantize,
+//   nf4/cache/m and nf4/memory/m (few rows, beside the read bandwidth), dense/forward/m and nf4/forward/m, …/backward/m.
 
 #include <benchmark/benchmark.h>
 
 #include <cstdio>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -73,6 +75,30 @@ void product(benchmark::State& state, const Layer& layer, Index m, bool forward)
   state.counters["%peak"] = benchmark::Counter(flops * 1e-7 / peak, benchmark::Counter::kIsRate);
 }
 
+/// Layers that together do not fit in a cache.
+constexpr int kLayers = 40;
+std::vector<Nf4Linear> distinct_layers() {
+  std::vector<Nf4Linear> layers;
+  for (int i = 0; i < kLayers; ++i) layers.emplace_back(Nf4Tensor::quantize(weight().view()));
+  return layers;
+}
+
+/// m rows through one layer after another.
+void few_rows(benchmark::State& state, std::span<const Nf4Linear> layers, Index m, double bandwidth) {
+  const Matrix<float> x = numbers(m, kSize);
+  Matrix<float> y(m, kSize);
+  const ExecutorRef executor = default_executor();
+  std::size_t next = 0;
+  for (auto _ : state) {
+    layers[next].forward<float>(x.view(), y.view(), executor);
+    next = (next + 1) % layers.size();
+    benchmark::ClobberMemory();
+  }
+  const double bytes = static_cast<double>(layers[0].weight().byte_size()) * static_cast<double>(state.iterations());
+  state.counters["GB/s"] = benchmark::Counter(bytes * 1e-9, benchmark::Counter::kIsRate);
+  state.counters["%read"] = benchmark::Counter(bytes * 1e-7 / bandwidth, benchmark::Counter::kIsRate);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -89,6 +115,15 @@ int main(int argc, char** argv) {
     const std::string end = double_quant ? "/double" : "";
     add("quantize" + end, [=](benchmark::State& s) { quantize(s, double_quant); });
     add("dequantize" + end, [=](benchmark::State& s) { dequantize(s, double_quant); });
+  }
+  const double from_cache = read_bandwidth(once.weight().byte_size());
+  const double from_memory = read_bandwidth(kLayers * once.weight().byte_size());
+  std::printf("read bandwidth %.1f GB/s over one weight's bytes, %.1f GB/s over %d weights'\n", from_cache, from_memory, kLayers);
+  const std::vector<Nf4Linear> layers = distinct_layers();
+  for (const Index m : {1, 4, 8}) {
+    add("nf4/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows(s, {&once, 1}, m, from_cache); });
+    add("nf4_double/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows(s, {&twice, 1}, m, from_cache); });
+    add("nf4/memory/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows(s, layers, m, from_memory); });
   }
   for (const bool forward : {true, false}) {
     for (const Index m : {16, 64, 128, 512}) {

@@ -112,6 +112,19 @@ TEST_CASE("Nf4Linear multiplies over every shape of tiles, rows and blocks") {
   }
 }
 
+TEST_CASE("Nf4Linear multiplies a few rows out of its codes, over every part of a vector's words") {
+  std::uint64_t seed = 500;
+  for (const Index block : {32, 64, 128}) {
+    for (Index blocks = 1; blocks <= 5; ++blocks) {
+      for (const Index out : {1, 3, 4, 7, 67}) {
+        ++seed;
+        const Index rows = 1 + static_cast<Index>(seed % 9);
+        check<FourBitCode::kNf4, float>({rows, block * blocks, out, block, seed % 2 == 0, seed % 3 == 0, static_cast<Index>(seed % 4)}, seed);
+      }
+    }
+  }
+}
+
 TEST_CASE("Nf4Linear multiplies in every activation type, and Fp4Linear over FP4's values") {
   const Case cases[] = {{1, 128, 40, 64, false, true, 2}, {20, 96, 33, 64, true, false, 0}, {17, 77, 50, 32, true, true, 3}};
   std::uint64_t seed = 1000;
