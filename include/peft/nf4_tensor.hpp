@@ -40,7 +40,8 @@ struct FourBitBuffers {
 };
 
 /// Replaces a storage's absmax (in `buffers`) by its quantised form.
-inline void quantize_absmax(const FourBitConfig& config, FourBitBuffers& buffers, FourBitStorage& storage) {
+inline void quantize_absmax(const FourBitConfig& config, FourBitBuffers& buffers, FourBitStorage& storage,
+                            ExecutorRef executor) {
   const Buffer<float>& absmax = buffers.absmax;
   const Index count = absmax.size();
   float offset = config.nested_offset.value_or(0.0f);
@@ -55,8 +56,7 @@ inline void quantize_absmax(const FourBitConfig& config, FourBitBuffers& buffers
   buffers.nested_absmax = Buffer<float>((count + kernels::kNestedBlock - 1) / kernels::kNestedBlock);
   buffers.nested_map = Buffer<float>(static_cast<Index>(map.size()));
   std::copy(map.begin(), map.end(), buffers.nested_map.begin());
-  for (Index first = 0; first < count; first += kernels::kNestedBlock) {
-    const Index last = std::min(count, first + kernels::kNestedBlock);
+  parallel_for_ranges(executor, count, kernels::kNestedBlock, [&](Index first, Index last) {
     float most = 0;
     for (Index i = first; i < last; ++i) {
       const float rest = rounded(absmax[i] - offset);
@@ -70,7 +70,7 @@ inline void quantize_absmax(const FourBitConfig& config, FourBitBuffers& buffers
                                 : most > 0     ? kernels::coarse_in(map, scaled)
                                                : std::uint8_t{0};  // of 0/0, there
     }
-  }
+  });
   buffers.absmax = {};
   storage.nested_offset = offset;
 }
@@ -133,7 +133,7 @@ class FourBitTensor {
       fail<NumericError>("{}: the element at row {}, column {} of [{}, {}] is {}; expected finite numbers", kWhere, row,
                          column, weight.rows, weight.cols, static_cast<float>(weight(row, column)));
     }
-    if (config.double_quant) detail::quantize_absmax(config, *buffers, storage);
+    if (config.double_quant) detail::quantize_absmax(config, *buffers, storage, executor);
     storage.codes = std::as_const(buffers->codes).view();
     storage.absmax = std::as_const(buffers->absmax).view();
     storage.nested_codes = std::as_const(buffers->nested_codes).view();
