@@ -39,6 +39,8 @@
 #include "peft/low_rank_product.hpp"
 #include "peft/low_rank_merge.hpp"
 #include "peft/dense_linear.hpp"
+#include "peft/nf4_tensor.hpp"
+#include "peft/nf4_linear.hpp"
 #include "peft/any_linear.hpp"
 
 #include "peft/module_selector.hpp"
@@ -82,6 +84,7 @@
 #include "peft/checkpoint/prompt_learning_directory.hpp"
 #include "peft/checkpoint/adapterhub_directory.hpp"
 #include "peft/checkpoint/train_state.hpp"
+#include "peft/checkpoint/bnb_4bit.hpp"
 #include "peft/pipeline/registry_loader.hpp"
 #include "peft/pipeline/prompt_learning_loader.hpp"
 #include "peft/pipeline/trainer_checkpointing.hpp"

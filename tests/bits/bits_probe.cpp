@@ -19,6 +19,7 @@
 #include "peft/kernels/gemm.hpp"
 #include "peft/linear_cross_entropy.hpp"
 #include "peft/lora.hpp"
+#include "peft/nf4_linear.hpp"
 #include "peft/ops/add.hpp"
 #include "peft/ops/attention.hpp"
 #include "peft/ops/cross_entropy.hpp"
@@ -119,6 +120,42 @@ void gemm_products(Hash& hash, ExecutorRef executor) {
     products<bf16, float>(hash, executor, transposed);
     products<f16, bf16>(hash, executor, transposed);
   }
+}
+
+/// Codes, scales and values in four bits; products of few rows and of many, over rows that are whole blocks and others.
+template <FourBitCode kCode>
+void four_bits_of(Hash& hash, ExecutorRef executor) {
+  for (const Index in : {Index{192}, Index{75}}) {
+    for (const bool twice : {false, true}) {
+      const Matrix<float> w = numbers<float>(70, in, 31);
+      const auto tensor = FourBitTensor<kCode>::quantize(w.view(), {.block_size = 64, .double_quant = twice}, executor);
+      const FourBitStorage& s = tensor.storage();
+      hash.add(s.codes.data, static_cast<std::size_t>(s.codes.size));
+      hash.add(s.absmax.data, static_cast<std::size_t>(s.absmax.size));
+      hash.add(s.nested_codes.data, static_cast<std::size_t>(s.nested_codes.size));
+      hash.add(s.nested_map.data, static_cast<std::size_t>(s.nested_map.size));
+      hash.add(s.nested_absmax.data, static_cast<std::size_t>(s.nested_absmax.size));
+      hash.add(&s.nested_offset, 1);
+      Matrix<float> back(70, in);
+      tensor.dequantize(back.view(), executor);
+      hash.add(back);
+      const FourBitLinear<kCode> layer(tensor);
+      for (const Index rows : {Index{1}, Index{6}, Index{21}}) {
+        const Matrix<float> x = numbers<float>(rows, in, 32), dy = numbers<float>(rows, 70, 33);
+        const Matrix<float> terms = numbers<float>(rows, 3, 34), b = numbers<float>(70, 3, 35);
+        const LowRankTerm term{0, rows, terms.view(), b.view(), 0.3f};
+        Matrix<float> y(rows, 70), dx(rows, in);
+        layer.template forward_low_rank<float>(x.view(), std::span(&term, 1), y.view(), executor);
+        layer.template backward_input<float>(dy.view(), dx.view(), Accumulate::kOverwrite, executor);
+        hash.add(y);
+        hash.add(dx);
+      }
+    }
+  }
+}
+void four_bits(Hash& hash, ExecutorRef executor) {
+  four_bits_of<FourBitCode::kNf4>(hash, executor);
+  four_bits_of<FourBitCode::kFp4>(hash, executor);
 }
 
 // -- layers ---------------------------------------------------------------------------------------------------------
@@ -430,6 +467,7 @@ int main() try {
   run("conversions", conversions);
   run("random", random_numbers);
   run("gemm", gemm_products);
+  run("four_bits", four_bits);
   run("lora", lora_methods);
   run("virtual_tokens", virtual_tokens);
   run("merge", merges);

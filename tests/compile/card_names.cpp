@@ -92,6 +92,14 @@ static_assert(kHasEverything<peft::bf16, float> && kHasEverything<peft::f16, pef
               kHasEverything<double, double>);
 static_assert(peft::PanelSource<peft::DenseLinear<peft::bf16>> && !peft::PanelSource<peft::DenseLinear<double>>);
 
+// peft::Nf4Tensor: bytes that are owned or a file's; a copy shares them.
+static_assert(std::is_same_v<decltype(peft::Nf4Tensor::quantize(peft::MatrixView<const peft::bf16>())), peft::Nf4Tensor>);
+static_assert(std::is_nothrow_move_constructible_v<peft::Nf4Tensor> && std::is_copy_constructible_v<peft::Nf4Tensor> &&
+              !std::is_polymorphic_v<peft::Nf4Tensor>);
+static_assert(!std::is_same_v<peft::Nf4Tensor, peft::Fp4Tensor>);
+static_assert(peft::PanelSource<peft::Nf4Linear> && peft::FusedLowRank<peft::Nf4Linear, peft::bf16>);
+[[maybe_unused]] const peft::FourBitConfig kFourBits{.block_size = 64, .double_quant = true};
+
 // Executors.
 static_assert(peft::Executor<peft::SerialExecutor> && peft::Executor<peft::ThreadPool>);
 
@@ -118,6 +126,8 @@ template class peft::PromptEmbedding<peft::f16>;
 template class peft::PromptEmbedding<double>;
 template class peft::DenseLinear<float>;
 template class peft::DenseLinear<double>;
+template class peft::FourBitTensor<peft::FourBitCode::kNf4>;
+template class peft::FourBitTensor<peft::FourBitCode::kFp4>;
 template class peft::AnyLinear<peft::f16>;
 template class peft::AdaptedLinear<peft::bf16>;
 template class peft::AdapterRegistry<double>;

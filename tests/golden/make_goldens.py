@@ -1,5 +1,5 @@
 """Makes every golden again, with pinned versions, in environments of its own (build/goldens-env; AdapterHub's adapters want
-another transformers: build/goldens-env-adapters).
+another transformers: build/goldens-env-adapters; bitsandbytes has build/goldens-env-bnb).
 
     python3 tests/golden/make_goldens.py [--model SMOLLM2.gguf] [NAME ...]      e.g. eval lora; none: all of them
 
@@ -15,15 +15,14 @@ import venv
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-# Scripts whose versions are requirements-adapters.txt's.
-OF_ADAPTERS = {"adapter", "bert_adapters", "llama_adapters"}
+# Scripts whose versions are not requirements.txt's but requirements-SUFFIX.txt's.
+ENVIRONMENTS = {"adapter": "adapters", "bert_adapters": "adapters", "llama_adapters": "adapters", "nf4": "bnb"}
 # What is fetched for a script: by which function of cmake/setup.sh.
 NEEDS = {"llama": "peft_model", "tokenizer": "peft_model", "bert": "peft_encoder", "wordpiece": "peft_encoder"}
 
 
-def python(of_adapters):
+def python(suffix):
     """An environment's Python, made on first use and whenever the pinned versions change."""
-    suffix = "-adapters" if of_adapters else ""
     environment = ROOT / "build" / f"goldens-env{suffix}"
     requirements = HERE / f"requirements{suffix}.txt"
     executable = environment / "bin" / "python"
@@ -43,6 +42,7 @@ def main():
     parser.add_argument("--encoder", help="folder of all-MiniLM-L6-v2; default: fetched likewise")
     parser.add_argument("--python", help="Python with the versions of requirements.txt, instead of an environment of its own")
     parser.add_argument("--adapters-python", help="the same of requirements-adapters.txt")
+    parser.add_argument("--bnb-python", help="the same of requirements-bnb.txt")
     parser.add_argument("names", nargs="*", choices=[[], *names], metavar="NAME", help=", ".join(names))
     arguments = parser.parse_args()
     chosen = arguments.names or names
@@ -54,8 +54,9 @@ def main():
         models[function] = fetch.stdout.strip()
     environment = dict(os.environ, PYTHONHASHSEED="0", TOKENIZERS_PARALLELISM="false")
     for name in chosen:
-        own = arguments.adapters_python if name in OF_ADAPTERS else arguments.python
-        command = [own or python(name in OF_ADAPTERS), HERE / f"make_{name}.py", *([models[NEEDS[name]]] if name in NEEDS else [])]
+        environment_name = ENVIRONMENTS.get(name, "")
+        own = {"": arguments.python, "adapters": arguments.adapters_python, "bnb": arguments.bnb_python}[environment_name]
+        command = [own or python("-" + environment_name if environment_name else ""), HERE / f"make_{name}.py", *([models[NEEDS[name]]] if name in NEEDS else [])]
         print("make_goldens:", name, flush=True)
         subprocess.run(command, check=True, env=environment, cwd=ROOT)
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "peft/core/scalar.hpp"
+#include "peft/kernels/block_scales.hpp"
 
 PEFT_BEGIN_NAMESPACE
 namespace kernels {
@@ -17,6 +18,14 @@ struct Operand {
   bool transposed = false;
 };
 
+/// W [n, k] in four bits whose rows begin with a block (k is a multiple of `block`).
+struct FourBitOperand {
+  const std::uint8_t* codes = nullptr;  ///< rows of k/2 bytes
+  const float* value = nullptr;         ///< [16]
+  BlockScales scales{};
+  Index block = 0;
+};
+
 /// The right operand B = op(W) [k, n]: a function that writes a panel, and the storage itself where it is plain memory
 /// (then thin products read it directly).
 struct PanelFill {
@@ -27,6 +36,8 @@ struct PanelFill {
   /// Plain storage of B as an Operand [k, n]; data == nullptr where there is none. For y = x·Wᵀ with W [out, in] in
   /// memory: {W, stride, type, transposed = true}; for dx = dy·W: transposed = false.
   Operand dense{};
+  /// Four-bit storage of W with B = Wᵀ, read directly by thin products, or nullptr.
+  const FourBitOperand* four_bit = nullptr;
 };
 
 /// One low-rank term: scale · S[m,r] · L[r,n].

@@ -5,6 +5,7 @@
 
 #include "peft/core/activation.hpp"
 #include "peft/core/scalar.hpp"
+#include "peft/kernels/four_bit.hpp"
 
 PEFT_BEGIN_NAMESPACE
 namespace kernels {
@@ -56,6 +57,20 @@ struct ThinCall {
   Index term_count = 0;
   Index row = 0, column = 0;  ///< of the terms: where x and w begin
   bool stream = false;        ///< w comes from memory and is read from end to end
+  float* y = nullptr;
+  Index y_stride = 0;
+};
+
+/// A few rows against rows of four-bit codes: y[i][j] = Σ_b scales[j][b]·Σ_{k in block b} x[i][k]·value[code[j][k]], i < m ≤ 4,
+/// j < n. Rows begin with a byte and with a block.
+struct ThinFourBitCall {
+  Index m = 0, n = 0, k = 0, block = 0;
+  const float* x = nullptr;  ///< as arrange_4bit writes it
+  Index x_stride = 0;
+  const std::uint8_t* codes = nullptr;  ///< rows of k/2 bytes
+  const float* value = nullptr;         ///< [16]
+  const float* scales = nullptr;        ///< [n][scale_stride ≥ k/block + 4], 0 behind the last block
+  Index scale_stride = 0;
   float* y = nullptr;
   Index y_stride = 0;
 };
@@ -143,6 +158,17 @@ struct KernelTable {
                                float* db) noexcept;
   /// A thin product; call.m ≤ 4.
   void (*thin)(const ThinCall& call) noexcept;
+  /// max |x[j]|, 0 for none.
+  float (*abs_max)(Index n, const float* x) noexcept;
+  /// Codes of x[j]·factor, or of x[j]/factor where `divide`, limited to [-1, 1]: two a byte, the first in the upper half; after
+  /// an odd number the code of 0 follows.
+  void (*quantize_4bit)(Index n, const float* x, float factor, bool divide, const FourBitTable& table,
+                        std::uint8_t* out) noexcept;
+  /// out[j] = value[code j]·scale.
+  void (*dequantize_4bit)(Index n, const std::uint8_t* codes, const float* value, float scale, float* out) noexcept;
+  /// A row of x in the order in which thin_4bit meets its weights; `out` holds k rounded up to 128 floats.
+  void (*arrange_4bit)(Index k, const float* x, float* out) noexcept;
+  void (*thin_4bit)(const ThinFourBitCall& call) noexcept;
 };
 
 }  // namespace kernels

@@ -175,6 +175,55 @@ PEFT_ALWAYS_INLINE void ustore_keep_bits(const U* w, std::uint32_t threshold, st
   std::memcpy(out + 4, &second, 4);
 }
 
+// Sixteen words looked up, and codes of four bits; see scalar.hpp. A lookup among eight words ignores the index's fourth
+// bit, which then chooses between the halves.
+PEFT_ALWAYS_INLINE U uadd(U a, U b) noexcept { return _mm256_add_epi32(a, b); }
+PEFT_ALWAYS_INLINE V vof(U bits) noexcept { return _mm256_castsi256_ps(bits); }
+PEFT_ALWAYS_INLINE U uabove(V a, V b, std::uint32_t step) noexcept {
+  return _mm256_and_si256(_mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GT_OQ)), uset1(step));
+}
+struct Table {
+  __m256i lower, upper;
+};
+PEFT_ALWAYS_INLINE Table utable(const void* words) noexcept {
+  const __m256i* const halves = static_cast<const __m256i*>(words);
+  return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
+}
+PEFT_ALWAYS_INLINE U ulookup(const Table& table, U index) noexcept {
+  const __m256 lower = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(table.lower, index));
+  const __m256 upper = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(table.upper, index));
+  return _mm256_castps_si256(_mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28))));
+}
+PEFT_ALWAYS_INLINE void uload_nibbles(const std::uint8_t* p, U& first, U& second) noexcept {
+  const U shift = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
+  int words[2];
+  std::memcpy(words, p, sizeof(words));
+  first = _mm256_srlv_epi32(_mm256_set1_epi32(words[0]), shift);
+  second = _mm256_srlv_epi32(_mm256_set1_epi32(words[1]), shift);
+}
+PEFT_ALWAYS_INLINE void ustore_nibbles(U first, U second, std::uint8_t* out) noexcept {
+  // In 64 bits stand a first code and, above 32 of them, the second one.
+  const U a = _mm256_or_si256(_mm256_slli_epi64(first, 4), _mm256_srli_epi64(first, 32));
+  const U b = _mm256_or_si256(_mm256_slli_epi64(second, 4), _mm256_srli_epi64(second, 32));
+  std::uint64_t pairs[8];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs), a);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + 4), b);
+  for (int i = 0; i < 8; ++i) out[i] = static_cast<std::uint8_t>(pairs[i]);
+}
+
+PEFT_ALWAYS_INLINE U uload(const std::uint8_t* p) noexcept {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+PEFT_ALWAYS_INLINE U uload_part(const std::uint8_t* p, Index words) noexcept {
+  std::uint32_t copy[8] = {};
+  std::memcpy(copy, p, static_cast<std::size_t>(words) * sizeof(std::uint32_t));
+  return uload(reinterpret_cast<const std::uint8_t*>(copy));
+}
+PEFT_ALWAYS_INLINE U unext_nibble(U words) noexcept { return _mm256_srli_epi32(words, 4); }
+PEFT_ALWAYS_INLINE V vspread(const float* p, Index parts) noexcept {
+  return parts == 1 ? vset1(*p) : _mm256_insertf128_ps(vset1(p[0]), _mm_set1_ps(p[1]), 1);
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx2

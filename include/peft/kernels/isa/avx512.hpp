@@ -189,6 +189,46 @@ PEFT_ALWAYS_INLINE void ustore_keep_bits(const U* w, std::uint32_t threshold, st
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_maskz_cvtepi32_epi8(kAll, bits));
 }
 
+// Sixteen words looked up, and codes of four bits; see scalar.hpp.
+PEFT_ALWAYS_INLINE U uadd(U a, U b) noexcept { return _mm512_add_epi32(a, b); }
+PEFT_ALWAYS_INLINE V vof(U bits) noexcept { return _mm512_castsi512_ps(bits); }
+PEFT_ALWAYS_INLINE U uabove(V a, V b, std::uint32_t step) noexcept {
+  return _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), uset1(step));
+}
+using Table = __m512i;
+PEFT_ALWAYS_INLINE Table utable(const void* words) noexcept { return _mm512_loadu_si512(words); }
+PEFT_ALWAYS_INLINE U ulookup(Table table, U index) noexcept {
+  return _mm512_maskz_permutexvar_epi32(kAll, index, table);
+}
+PEFT_ALWAYS_INLINE void uload_nibbles(const std::uint8_t* p, U& first, U& second) noexcept {
+  const U shift = _mm512_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24);
+  const U words = _mm512_maskz_broadcast_i32x4(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const U lower = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  first = _mm512_maskz_srlv_epi32(kAll, _mm512_maskz_permutexvar_epi32(kAll, lower, words), shift);
+  const U upper = _mm512_add_epi32(lower, _mm512_set1_epi32(2));
+  second = _mm512_maskz_srlv_epi32(kAll, _mm512_maskz_permutexvar_epi32(kAll, upper, words), shift);
+}
+PEFT_ALWAYS_INLINE void ustore_nibbles(U first, U second, std::uint8_t* out) noexcept {
+  // In 64 bits stand a first code and, above 32 of them, the second one.
+  const U a = _mm512_or_si512(_mm512_maskz_slli_epi64(kAll8, first, 4), _mm512_maskz_srli_epi64(kAll8, first, 32));
+  const U b = _mm512_or_si512(_mm512_maskz_slli_epi64(kAll8, second, 4), _mm512_maskz_srli_epi64(kAll8, second, 32));
+  const __m128i low = _mm512_maskz_cvtepi64_epi8(kAll8, a), high = _mm512_maskz_cvtepi64_epi8(kAll8, b);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi64(low, high));
+}
+
+PEFT_ALWAYS_INLINE U uload(const std::uint8_t* p) noexcept { return _mm512_loadu_si512(p); }
+PEFT_ALWAYS_INLINE U uload_part(const std::uint8_t* p, Index words) noexcept {
+  return _mm512_maskz_loadu_epi32(part_mask(words), p);
+}
+PEFT_ALWAYS_INLINE U unext_nibble(U words) noexcept { return _mm512_maskz_srli_epi32(kAll, words, 4); }
+PEFT_ALWAYS_INLINE V vspread(const float* p, Index parts) noexcept {
+  if (parts == 1) return vset1(*p);
+  const U halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  const U quarters = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  const V numbers = _mm512_maskz_broadcast_f32x4(kAll, _mm_loadu_ps(p));
+  return _mm512_maskz_permutexvar_ps(kAll, parts == 2 ? halves : quarters, numbers);
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx512

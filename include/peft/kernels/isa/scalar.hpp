@@ -103,6 +103,39 @@ PEFT_ALWAYS_INLINE void ustore_keep_bits(const U* w, std::uint32_t threshold, st
   *out = static_cast<std::uint8_t>(bits);
 }
 
+PEFT_ALWAYS_INLINE U uadd(U a, U b) noexcept { return a + b; }
+PEFT_ALWAYS_INLINE V vof(U bits) noexcept { return std::bit_cast<float>(bits); }
+/// `step` where a > b, else 0.
+PEFT_ALWAYS_INLINE U uabove(V a, V b, std::uint32_t step) noexcept { return a > b ? step : 0u; }
+/// Sixteen words, looked up by an index's low four bits.
+using Table = const void*;
+PEFT_ALWAYS_INLINE Table utable(const void* words) noexcept { return words; }
+PEFT_ALWAYS_INLINE U ulookup(Table table, U index) noexcept {
+  U word;
+  std::memcpy(&word, static_cast<const char*>(table) + (index & 15u) * sizeof(U), sizeof(U));
+  return word;
+}
+/// W bytes and the 2W codes in them, the first code of a byte in its upper half; above a loaded code's four bits stands
+/// anything.
+PEFT_ALWAYS_INLINE void uload_nibbles(const std::uint8_t* p, U& first, U& second) noexcept {
+  first = *p >> 4;
+  second = *p;
+}
+PEFT_ALWAYS_INLINE void ustore_nibbles(U first, U second, std::uint8_t* out) noexcept {
+  *out = static_cast<std::uint8_t>(first << 4 | second);
+}
+
+/// W words; of fewer than W, the rest is 0.
+PEFT_ALWAYS_INLINE U uload(const std::uint8_t* p) noexcept {
+  U word;
+  std::memcpy(&word, p, sizeof(word));
+  return word;
+}
+PEFT_ALWAYS_INLINE U uload_part(const std::uint8_t* p, Index words) noexcept { return words > 0 ? uload(p) : 0u; }
+PEFT_ALWAYS_INLINE U unext_nibble(U words) noexcept { return words >> 4; }
+/// The first `parts` of four numbers, each in as many lanes: parts is 1, 2 or 4 (and 1 for less than 64 weights a vector).
+PEFT_ALWAYS_INLINE V vspread(const float* p, Index) noexcept { return *p; }
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::scalar

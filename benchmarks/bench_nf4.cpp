@@ -1,0 +1,138 @@
+// Weights in four bits: quantising and dequantising in millions of weights per second, and the layer Nf4Linear beside the
+// product of the same shape over a float weight, forward and backward.
+//   bench_nf4 [--benchmark_filter=…]; rows (4096 × 4096): quantize, dequantize,
+//   nf4/cache/m and nf4/memory/m (few rows, beside the read bandwidth), dense/forward/m and nf4/forward/m, …/backward/m.
+
+#include <benchmark/benchmark.h>
+
+#include <cstdio>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "machine_limits.hpp"
+#include "peft/core/parallel.hpp"
+#include "peft/core/rng.hpp"
+#include "peft/dense_linear.hpp"
+#include "peft/nf4_linear.hpp"
+
+namespace {
+
+using namespace peft;
+using namespace peft_benchmarks;
+
+constexpr Index kSize = 4096;
+double peak = 1;
+
+Matrix<float> numbers(Index rows, Index cols) {
+  Philox rng(static_cast<std::uint64_t>(rows));
+  Matrix<float> result(rows, cols);
+  for (float& value : result.flat()) value = rng.uniform(-1.0f, 1.0f);
+  return result;
+}
+
+const Matrix<float>& weight() {
+  static const Matrix<float> w = numbers(kSize, kSize);
+  return w;
+}
+
+void report_weights(benchmark::State& state) {
+  state.counters["Mweights/s"] =
+      benchmark::Counter(1e-6 * kSize * kSize * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+}
+
+void quantize(benchmark::State& state, bool twice) {
+  const MatrixView<const float> w = weight();
+  for (auto _ : state) benchmark::DoNotOptimize(Nf4Tensor::quantize(w, {.double_quant = twice}));
+  report_weights(state);
+}
+
+void dequantize(benchmark::State& state, bool twice) {
+  const Nf4Tensor tensor = Nf4Tensor::quantize(weight().view(), {.double_quant = twice});
+  Matrix<float> out(kSize, kSize);
+  for (auto _ : state) {
+    tensor.dequantize(out.view());
+    benchmark::ClobberMemory();
+  }
+  report_weights(state);
+}
+
+template <class Layer>
+void product(benchmark::State& state, const Layer& layer, Index m, bool forward) {
+  const Matrix<float> x = numbers(m, kSize);
+  Matrix<float> y(m, kSize);
+  const ExecutorRef executor = default_executor();
+  for (auto _ : state) {
+    if (forward) {
+      layer.template forward<float>(x.view(), y.view(), executor);
+    } else {
+      layer.template backward_input<float>(x.view(), y.view(), Accumulate::kOverwrite, executor);
+    }
+    benchmark::ClobberMemory();
+  }
+  const double flops = 2.0 * static_cast<double>(m) * kSize * kSize * static_cast<double>(state.iterations());
+  state.counters["GFLOP/s"] = benchmark::Counter(flops * 1e-9, benchmark::Counter::kIsRate);
+  state.counters["%peak"] = benchmark::Counter(flops * 1e-7 / peak, benchmark::Counter::kIsRate);
+}
+
+/// Layers that together do not fit in a cache.
+constexpr int kLayers = 40;
+std::vector<Nf4Linear> distinct_layers() {
+  std::vector<Nf4Linear> layers;
+  for (int i = 0; i < kLayers; ++i) layers.emplace_back(Nf4Tensor::quantize(weight().view()));
+  return layers;
+}
+
+/// m rows through one layer after another.
+void few_rows(benchmark::State& state, std::span<const Nf4Linear> layers, Index m, double bandwidth) {
+  const Matrix<float> x = numbers(m, kSize);
+  Matrix<float> y(m, kSize);
+  const ExecutorRef executor = default_executor();
+  std::size_t next = 0;
+  for (auto _ : state) {
+    layers[next].forward<float>(x.view(), y.view(), executor);
+    next = (next + 1) % layers.size();
+    benchmark::ClobberMemory();
+  }
+  const double bytes = static_cast<double>(layers[0].weight().byte_size()) * static_cast<double>(state.iterations());
+  state.counters["GB/s"] = benchmark::Counter(bytes * 1e-9, benchmark::Counter::kIsRate);
+  state.counters["%read"] = benchmark::Counter(bytes * 1e-7 / bandwidth, benchmark::Counter::kIsRate);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  peak = fma_peak();
+  std::printf("FMA peak %.0f GFLOP/s\n", peak);
+  const DenseLinear<float> dense(weight().clone());
+  const Nf4Linear once(Nf4Tensor::quantize(weight().view()));
+  const Nf4Linear twice(Nf4Tensor::quantize(weight().view(), {.double_quant = true}));
+  const auto add = [](const std::string& name, auto run) {
+    benchmark::RegisterBenchmark(name.c_str(), run)->Unit(benchmark::kMillisecond)->UseRealTime();
+  };
+  for (const bool double_quant : {false, true}) {
+    const std::string end = double_quant ? "/double" : "";
+    add("quantize" + end, [=](benchmark::State& s) { quantize(s, double_quant); });
+    add("dequantize" + end, [=](benchmark::State& s) { dequantize(s, double_quant); });
+  }
+  const double from_cache = read_bandwidth(once.weight().byte_size());
+  const double from_memory = read_bandwidth(kLayers * once.weight().byte_size());
+  std::printf("read bandwidth %.1f GB/s over one weight's bytes, %.1f GB/s over %d weights'\n", from_cache, from_memory, kLayers);
+  const std::vector<Nf4Linear> layers = distinct_layers();
+  for (const Index m : {1, 4, 8}) {
+    add("nf4/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows(s, {&once, 1}, m, from_cache); });
+    add("nf4_double/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows(s, {&twice, 1}, m, from_cache); });
+    add("nf4/memory/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows(s, layers, m, from_memory); });
+  }
+  for (const bool forward : {true, false}) {
+    for (const Index m : {16, 64, 128, 512}) {
+      const std::string end = std::string(forward ? "/forward/" : "/backward/") + std::to_string(m);
+      add("dense" + end, [&, m, forward](benchmark::State& s) { product(s, dense, m, forward); });
+      add("nf4" + end, [&, m, forward](benchmark::State& s) { product(s, once, m, forward); });
+      add("nf4_double" + end, [&, m, forward](benchmark::State& s) { product(s, twice, m, forward); });
+    }
+  }
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}

@@ -1,0 +1,1 @@
+peft_add_test(golden_nf4 ${CMAKE_CURRENT_LIST_DIR}/nf4_golden_test.cpp LABELS golden)
