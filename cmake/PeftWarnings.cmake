@@ -1,6 +1,7 @@
-# peft_target_defaults(target): warnings, sanitizers and exact arithmetic settings of our own programs and tests.
+# peft_target_defaults(target): warnings, checks of formats, sanitizers and exact arithmetic settings of our own programs and tests.
 # Consumers get none of this: the INTERFACE target carries no flags.
 function(peft_target_defaults target)
+  target_compile_definitions(${target} PRIVATE PEFT_CHECK_FORMATS)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wconversion -Wshadow)
   if(PEFT_WERROR)
     target_compile_options(${target} PRIVATE -Werror)

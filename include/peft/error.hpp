@@ -6,7 +6,6 @@
 
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 #include "peft/config.hpp"
 
@@ -48,10 +47,24 @@ class NumericError : public Error {
   using Error::Error;
 };
 
+namespace detail {
+
+/// A format as fmt takes it. With PEFT_CHECK_FORMATS, as in this project's own builds, fmt compares each with its arguments
+/// at compile time; users of the headers need not wait for that.
+#ifdef PEFT_CHECK_FORMATS
+template <class... Args>
+using FormatText = fmt::format_string<Args...>;
+#else
+template <class...>
+using FormatText = fmt::string_view;
+#endif
+
+}  // namespace detail
+
 /// Throws E with a text formatted by fmt: `fail<ShapeError>("Lora::forward: x has {} columns; expected {}", a, b)`.
 template <class E, class... Args>
-[[noreturn]] void fail(fmt::format_string<Args...> text, Args&&... args) {
-  throw E(fmt::format(text, std::forward<Args>(args)...));
+[[noreturn]] void fail(detail::FormatText<Args...> text, Args&&... args) {
+  throw E(fmt::vformat(text, fmt::make_format_args(args...)));
 }
 
 PEFT_END_NAMESPACE
