@@ -11,7 +11,7 @@
 
 #include <fmt/format.h>
 
-#include <array>
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <memory>
