@@ -10,8 +10,10 @@
 #include "peft/core/rng.hpp"
 #include "peft/core/thread_pool.hpp"
 #include "support/catch.hpp"
+#include "unit/io/scratch.hpp"
 
 using namespace peft;
+using io_test::message_of;
 
 namespace {
 
@@ -85,16 +87,6 @@ double relative_error(const std::vector<float>& w, const FourBitConfig& config =
   std::vector<float> back(w.size());
   FourBitTensor<kCode>::quantize(row(w), config).dequantize(MatrixView<float>(back.data(), 1, static_cast<Index>(w.size())));
   return relative_error(w, back);
-}
-
-template <class Error, class Run>
-std::string message_of(Run&& run) {
-  try {
-    run();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 }  // namespace
