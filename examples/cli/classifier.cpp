@@ -32,7 +32,7 @@ namespace {
 namespace fs = std::filesystem;
 using Model = Classifier::Model;
 constexpr const char* kName = "default";
-constexpr const char* kHead = "classifier";
+constexpr const char* kHeadAdapter = "classifier";
 
 BertSource open_base(const ModelOptions& options) {
   if (options.dtype != "f32") {
@@ -82,7 +82,7 @@ std::shared_ptr<peft::NamedAdapter<float>> head_of(const fs::path& folder, std::
                                   "task, or saved without its head",
                                   folder.string());
   }
-  return peft::make_adapter<float>(kHead, peft::AnyPeftAdapter{Model::train_head(), folder, std::move(tensors)},
+  return peft::make_adapter<float>(kHeadAdapter, peft::AnyPeftAdapter{Model::train_head(), folder, std::move(tensors)},
                                    model.adapter_sites());
 }
 
@@ -145,8 +145,8 @@ StartedMethod<float> Classifier::start(const MethodChoice& choice, std::uint64_t
     peft::fail<peft::ConfigError>("--prefix-init-text: a BERT's keys and values depend on what follows; expected a random start, "
                                   "or --task generate");
   }
-  const auto head = registry_.add_adapter(kHead, Model::train_head(), model_.adapter_sites(), seed);
-  registry_.set_adapter(kHead);
+  const auto head = registry_.add_adapter(kHeadAdapter, Model::train_head(), model_.adapter_sites(), seed);
+  registry_.set_adapter(kHeadAdapter);
   model_.select(registry_.selection());
   const auto with_head = [&](peft::SavedAdapter<float> adapter) {
     adapter.set_classes(labels_.names(), head);

@@ -68,7 +68,7 @@ inline PreTokenizerStep split_step(std::string_view pattern) {
 
 /// The preset of a name, llama.cpp's aliases included; none where it is not known.
 inline std::optional<TokenizerPreset> tokenizer_preset(std::string_view name) {
-  using Kind = PreTokenizerStep::Kind;
+  using StepKind = PreTokenizerStep::Kind;
   // Contractions; letters with one other character before them; up to three digits; others; line ends; white space.
   constexpr std::string_view kLlama3 =
       "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
@@ -76,8 +76,8 @@ inline std::optional<TokenizerPreset> tokenizer_preset(std::string_view name) {
   constexpr std::string_view kQwen2 =
       "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
       "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-  const PreTokenizerStep cuts_as_gpt2{.kind = Kind::kByteLevel}, bytes{.kind = Kind::kByteLevel, .use_regex = false};
-  const PreTokenizerStep digits{.kind = Kind::kDigits, .individual_digits = true};
+  const PreTokenizerStep cuts_as_gpt2{.kind = StepKind::kByteLevel}, bytes{.kind = StepKind::kByteLevel, .use_regex = false};
+  const PreTokenizerStep digits{.kind = StepKind::kDigits, .individual_digits = true};
   const auto is = [&](std::initializer_list<std::string_view> names) {
     return std::find(names.begin(), names.end(), name) != names.end();
   };

@@ -80,12 +80,12 @@ inline AnyConfig adapter_config_from_json(const Json& json, std::string_view whe
     fail<ConfigError>("{}: it is {}; expected an object of PEFT's fields", where, kind_of(json));
   }
   const auto type = json.find("peft_type");
-  if (type == json.end() || *type == "LORA") return lora_config_from_json(json, where);
+  if (type == json.end() || is_text(*type, "LORA")) return lora_config_from_json(json, where);
   std::string known = "LORA";
   std::optional<AnyConfig> result;
   detail::for_each_config_type([&]<class Config>() {
     known += ", " + std::string(Config::kPeftType);
-    if (!result && *type == std::string(Config::kPeftType)) result.emplace(config_from_json<Config>(json, where));
+    if (!result && is_text(*type, Config::kPeftType)) result.emplace(config_from_json<Config>(json, where));
   });
   if (!result) fail<ConfigError>("{}: peft_type is {}; expected one of {}", where, detail::shown(*type), known);
   return *result;

@@ -86,7 +86,7 @@ inline Json json_number(double value) {
 }
 /// The shortest number that is this float, and always one with a point.
 inline Json json_float(float value) {
-  return Json(Json::parse(fmt::format("{}", value)).get<double>());
+  return Json(shortest_number(value).get<double>());
 }
 
 }  // namespace detail

@@ -72,9 +72,9 @@ inline Json read_hub_config(const std::filesystem::path& path, std::string_view 
   if (!config.is_object()) fail<ConfigError>("{}: config is {}; expected an object", where, shown(config));
   // Files from before AdapterHub wrote versions had other names for two functions.
   if (const auto found = config.find("non_linearity"); !json.contains("version") && found != config.end()) {
-    if (*found == "gelu") {
+    if (is_text(*found, "gelu")) {
       *found = "gelu_new";
-    } else if (*found == "gelu_orig") {
+    } else if (is_text(*found, "gelu_orig")) {
       *found = "gelu";
     }
   }

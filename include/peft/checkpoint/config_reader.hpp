@@ -241,7 +241,7 @@ class ConfigReader {
                           "not need it",
                           where_, quote_text(name), shown(value), kPeftFormatVersion);
       }
-      if (!entry->harmless.empty() && value == Json::parse(entry->harmless)) continue;
+      if (!entry->harmless.empty() && same_value(value, parse_json(entry->harmless, name))) continue;
       fail<ConfigError>("{}: it sets {} to {}; {}", where_, name, shown(value), entry->meaning);
     }
   }
@@ -296,8 +296,7 @@ struct ConfigValue {
     const bool whole = std::abs(value) <= kExact && value == std::trunc(value);
     return whole ? Json(static_cast<std::int64_t>(value)) : Json(value);
   }
-  /// The shortest number that is this float: 0.05, not 0.05000000074505806.
-  static Json of(float value) { return Json::parse(fmt::format("{}", value)); }
+  static Json of(float value) { return shortest_number(value); }
   static Json of(const std::string& value) { return value; }
   static Json of(const std::optional<std::string>& value) { return value ? Json(*value) : Json(nullptr); }
   static Json of(const ModuleSelector& value) {

@@ -44,7 +44,7 @@ inline Json read_config_json(const std::filesystem::path& path, std::string_view
 inline LoraConfig lora_config_from_json(const Json& json, std::string_view where) {
   detail::ConfigReader reader(json, where);
   const Json* type = reader.field("peft_type");
-  if (type == nullptr || *type != "LORA") {
+  if (type == nullptr || !is_text(*type, "LORA")) {
     fail<ConfigError>("{}: peft_type is {}; expected \"LORA\"", where,
                       type != nullptr ? detail::shown(*type) : "missing");
   }

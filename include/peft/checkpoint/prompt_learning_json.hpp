@@ -37,10 +37,9 @@ inline std::string_view peft_type_of(const PromptLearningConfig& config) noexcep
 inline void read_size(ConfigReader& reader, std::string_view name, Index& out) {
   const Json* value = reader.field(name);
   if (value == nullptr) return;
-  if (!value->is_number_integer() || *value < 1 || *value > std::int64_t{1} << 40) {
-    reader.wrong(name, *value, "a whole number of at least 1, or null");
-  }
-  out = value->get<Index>();
+  const Index size = value->is_number_integer() ? value->get<Index>() : 0;  // from 2^63: negative
+  if (size < 1 || size > Index{1} << 40) reader.wrong(name, *value, "a whole number of at least 1, or null");
+  out = size;
 }
 
 /// One of PEFT's names of an enumeration's values, in their order.
@@ -132,8 +131,7 @@ inline void own_to_json(const PromptTuningConfig& config, Json& json) {
   json["tokenizer_name_or_path"] = text(config.tokenizer_name_or_path);
 }
 inline void own_to_json(const PromptEncoderConfig& config, Json& json) {
-  // The shortest number that is this float: 0.1, not 0.10000000149011612.
-  json["encoder_dropout"] = Json::parse(fmt::format("{}", config.encoder_dropout));
+  json["encoder_dropout"] = shortest_number(config.encoder_dropout);
   json["encoder_hidden_size"] = config.encoder_hidden_size > 0 ? Json(config.encoder_hidden_size) : Json(nullptr);
   json["encoder_num_layers"] = config.encoder_num_layers;
   json["encoder_reparameterization_type"] =
@@ -179,13 +177,13 @@ inline PromptLearningConfig prompt_learning_config_from_json(const Json& json, s
   detail::ConfigReader reader(json, where);
   const Json* type = reader.field("peft_type");
   PromptLearningConfig config;
-  if (type != nullptr && *type == "PREFIX_TUNING") {
+  if (type != nullptr && is_text(*type, "PREFIX_TUNING")) {
     config = PrefixTuningConfig{};
-  } else if (type != nullptr && *type == "PROMPT_TUNING") {
+  } else if (type != nullptr && is_text(*type, "PROMPT_TUNING")) {
     config = PromptTuningConfig{};
-  } else if (type != nullptr && *type == "P_TUNING") {
+  } else if (type != nullptr && is_text(*type, "P_TUNING")) {
     config = PromptEncoderConfig{};
-  } else if (type != nullptr && *type == "LORA") {
+  } else if (type != nullptr && is_text(*type, "LORA")) {
     fail<ConfigError>("{}: peft_type is \"LORA\"; load_peft_adapter reads it", where);
   } else {
     fail<ConfigError>("{}: peft_type is {}; expected \"PREFIX_TUNING\", \"PROMPT_TUNING\" or \"P_TUNING\"", where,

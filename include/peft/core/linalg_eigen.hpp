@@ -1,6 +1,9 @@
 #pragma once
 /// linalg.hpp's functions, by Eigen: seconds of compiling, which PEFT_SEPARATE_IMPLEMENTATION pays once.
 
+#include "peft/core/separate.hpp"
+
+#if PEFT_DEFINES_SEPARABLE
 #include "peft/core/eigen.hpp"
 
 #pragma GCC diagnostic push
@@ -78,3 +81,4 @@ PEFT_SEPARABLE Qr qr(MatrixView<const double> x) {
 
 }  // namespace linalg
 PEFT_END_NAMESPACE
+#endif

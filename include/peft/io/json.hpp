@@ -1,6 +1,7 @@
 #pragma once
 /// JSON from files that nobody vouches for: no duplicate keys, bounded depth, the order of members kept.
 
+#include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
 #include <cstddef>
@@ -24,6 +25,18 @@ using Json = nlohmann::ordered_json;
 /// FormatError: syntax (with byte, line and column), a key that stands twice in an object, or more than `max_depth`
 /// objects and arrays within each other.
 PEFT_SEPARABLE Json parse_json(std::string_view text, std::string_view where, std::size_t max_depth = 32);
+
+/// The shortest number that is this float: 0.05, not 0.05000000074505806, and 16, not 16.0.
+PEFT_SEPARABLE Json shortest_number(float value);
+
+/// Whether the two are equal, a whole number and the same with a point among them.
+PEFT_SEPARABLE bool same_value(const Json& a, const Json& b);
+
+/// Whether `value` is this string.
+inline bool is_text(const Json& value, std::string_view text) noexcept {
+  const auto* own = value.get_ptr<const Json::string_t*>();
+  return own != nullptr && *own == text;
+}
 
 /// The kind of a value, for messages: "a string", "null", …
 inline std::string_view kind_of(const Json& value) noexcept {
@@ -141,6 +154,10 @@ PEFT_SEPARABLE Json parse_json(std::string_view text, std::string_view where, st
   Json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();
 }
+
+PEFT_SEPARABLE Json shortest_number(float value) { return parse_json(fmt::format("{}", value), "a number"); }
+
+PEFT_SEPARABLE bool same_value(const Json& a, const Json& b) { return a == b; }
 #endif
 
 PEFT_END_NAMESPACE

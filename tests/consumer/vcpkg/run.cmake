@@ -108,7 +108,7 @@ foreach(line "find_package(peft CONFIG REQUIRED)" "PRIVATE peft::peft)")
   endif()
 endforeach()
 vcpkg_run("${CMAKE_COMMAND}" -S "${SOURCE}/tests/consumer/stranger" -B "${WORK}/stranger" -G Ninja
-  "-DCMAKE_CXX_COMPILER=${CXX}" "-DCMAKE_PREFIX_PATH=${CURRENT_PACKAGES_DIR}")
+  "-DCMAKE_CXX_COMPILER=${CXX}" "-DCMAKE_PREFIX_PATH=${CURRENT_PACKAGES_DIR}" -DSTRANGER_OPTIMIZATION=-O0)
 file(STRINGS "${WORK}/stranger/CMakeCache.txt" where REGEX "^peft_DIR:")
 if(NOT where MATCHES "${CURRENT_PACKAGES_DIR}/share/peft$")
   message(FATAL_ERROR "vcpkg: the stranger found another peft: ${where}")
