@@ -120,6 +120,48 @@ def make_tokenizer_json():
     put("tokenizer_json", "few.json", json.dumps(dict(whole, model=dict(bpe, vocab={"a": 0, "b": 7}, merges=["a b"]))))
 
 
+# The values of NF4's and of FP4's codes, times the block's absmax.
+NF4 = [-1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+       -0.09105003625154495, 0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1]
+FP4 = [sign * value / 192 for sign in (1, -1) for value in (0, 1, 128, 192, 64, 96, 32, 48)]
+
+
+def make_bnb_4bit():
+    def weight(kind, state, values, codes, absmax, nested=None, map_type="F32"):
+        """Two blocks of 32 elements, [2, 32], unless the state says otherwise."""
+        parts = {"": ("U8", [len(codes), 1], codes),
+                 ".quant_map": (map_type, [len(values)], struct.pack(f"<{len(values)}f", *values)),
+                 f".quant_state.bitsandbytes__{kind}": ("U8", [len(state)], state)}
+        if nested is None:
+            parts[".absmax"] = ("F32", [len(absmax)], struct.pack(f"<{len(absmax)}f", *absmax))
+        else:
+            parts[".absmax"] = ("U8", [len(absmax)], bytes(absmax))
+            parts[".nested_absmax"] = ("F32", [len(nested)], struct.pack(f"<{len(nested)}f", *nested))
+            parts[".nested_quant_map"] = ("F32", [256], struct.pack("<256f", *[i / 128 - 1 for i in range(256)]))
+        header, data = {}, b""
+        for suffix, (dtype, shape, content) in parts.items():
+            header["w" + suffix] = entry(dtype, shape, len(data), len(data) + len(content))
+            data += content
+        return safetensors(header, data)
+
+    def state(kind="nf4", **changes):
+        whole = {"quant_type": kind, "blocksize": 32, "dtype": "float32", "shape": [2, 32]}
+        return json.dumps({k: v for k, v in dict(whole, **changes).items() if v is not None}).encode()
+    double = {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.5}
+    codes = bytes(range(32))
+    put("bnb_4bit", "single", weight("nf4", state(), NF4, codes, [0.5, 2]))
+    put("bnb_4bit", "double", weight("nf4", state(**double), NF4, codes, [3, 200], [0.25]))
+    put("bnb_4bit", "fp4", weight("fp4", state("fp4", **double), FP4, codes, [3, 200], [0.25]))
+    put("bnb_4bit", "tail", weight("nf4", state(shape=[3, 13]), NF4, codes[:20], [1, 1]))
+    put("bnb_4bit", "shape_lies", weight("nf4", state(shape=[1 << 40, 1 << 40]), NF4, codes, [1, 1]))
+    put("bnb_4bit", "block_is_odd", weight("nf4", state(blocksize=33), NF4, codes, [1, 1]))
+    put("bnb_4bit", "no_nested_state", weight("nf4", state(**double), NF4, codes, [1, 1]))
+    put("bnb_4bit", "not_finite", weight("nf4", state(), NF4, codes, [float("inf"), 1]))
+    put("bnb_4bit", "huge_offset", weight("nf4", state(**dict(double, nested_offset=1e300)), NF4, codes, [3, 200], [0.25]))
+    put("bnb_4bit", "other_map", weight("nf4", state(), [0] * 16, codes, [1, 1]))
+
+
 U32, F32, BOOL, TEXT, ARRAY, U64, I32 = 4, 6, 7, 8, 9, 10, 5
 
 
@@ -194,6 +236,7 @@ def make_gguf():
 
 make_safetensors()
 make_train_state()
+make_bnb_4bit()
 make_adapter_config()
 make_instruction_jsonl()
 make_tokenizer_json()
