@@ -127,7 +127,9 @@ StartedMethod<T> start(const MethodChoice& choice, const FusionChoice& fusion, L
 template <Scalar T>
 StartedMethod<T> start_method(const MethodChoice& choice, const BpeTokenizer& tokenizer, Llama<T>& model,
                               peft::AdapterRegistry<T>& registry, std::uint64_t seed) {
-  if (const auto* parts = std::get_if<peft::AnyConfig>(&choice.config)) return start_parts<T>(kName, *parts, model, registry, seed);
+  if (const auto* parts = std::get_if<peft::AnyConfig>(&choice.config)) {
+    return start_parts<T>(kName, *parts, model, model.adapter_sites(), registry, seed);
+  }
   if (const auto* tokens = std::get_if<peft::PromptLearningConfig>(&choice.config)) {
     StartedMethod<T> started = std::visit(
         [&](const auto& config) { return start(choice, config, tokenizer, model, seed); }, *tokens);
