@@ -120,8 +120,8 @@ Classifier::Classifier(const ModelOptions& options, peft::LabelSet labels, Head 
     : Classifier(options, without_head(open_base(options)), std::move(labels),
                  head == Head::kAdapterHub ? OwnHead(peft::ClassificationHeadConfig{.name = kName}) : OwnHead(), seed) {}
 
-/// Of the adapter's folder, where its head is AdapterHub's own. Throws ConfigError for that of another model, or of other classes.
-Classifier::OwnHead Classifier::own_head_of(const ModelOptions& options, const BertSource& source, const peft::LabelSet& labels) {
+/// Of the adapter's folder, where its head is AdapterHub's own. Throws ConfigError for that of another model.
+Classifier::OwnHead Classifier::own_head_of(const ModelOptions& options, const BertSource& source) {
   if (options.adapter.empty() || !peft::has_adapterhub_head(options.adapter)) return {};
   const peft::AdapterHubHead head = peft::load_adapterhub_head(options.adapter);
   if (!head.own) return {};
@@ -129,16 +129,11 @@ Classifier::OwnHead Classifier::own_head_of(const ModelOptions& options, const B
     peft::fail<peft::ConfigError>("--adapter {}: its head is of a model with hidden_size {}; expected {}, that of --model {}",
                                   options.adapter, head.hidden_size, source.config.hidden_size, options.model);
   }
-  if (static_cast<Index>(head.labels.size()) != labels.size()) {
-    peft::fail<peft::ConfigError>("--adapter {}: its head has {} classes, {} are named; expected as many", options.adapter,
-                                  head.labels.size(), labels.size());
-  }
   return head.own;
 }
 
 Classifier::Classifier(const ModelOptions& options, const BertSource& source, const std::vector<std::string>& labels)
-    : Classifier(options, source, peft::LabelSet(classes_of(options, source, labels)),
-                 own_head_of(options, source, classes_of(options, source, labels)), 0) {
+    : Classifier(options, source, classes_of(options, source, labels), own_head_of(options, source), 0) {
   if (!options.adapter.empty()) {
     load(options.adapter);
     return;
@@ -216,7 +211,12 @@ void Classifier::load(const std::string& folder) {
   };
   std::vector<peft::TensorRef> head;
   if (model_.head_config() || (kind == AdapterKind::kBottleneck && peft::has_adapterhub_head(folder))) {
-    head = peft::load_adapterhub_head(folder).tensors;
+    peft::AdapterHubHead file = peft::load_adapterhub_head(folder);
+    if (static_cast<Index>(file.labels.size()) != labels_.size()) {
+      peft::fail<peft::ConfigError>("adapter {}: its head has {} classes, {} are named; expected as many", folder, file.labels.size(),
+                                    labels_.size());
+    }
+    head = std::move(file.tensors);
   }
   if (kind == AdapterKind::kParts) {
     auto adapter = peft::make_adapter<float>(kName, peft::load_any_peft_adapter(folder), model_.base_sites());

@@ -63,7 +63,7 @@ class Classifier {
   using OwnHead = std::optional<peft::ClassificationHeadConfig>;  ///< AdapterHub's; none: transformers'
   Classifier(const ModelOptions& options, const BertSource& source, peft::LabelSet labels, const OwnHead& head, std::uint64_t seed);
   Classifier(const ModelOptions& options, const BertSource& source, const std::vector<std::string>& labels);
-  static OwnHead own_head_of(const ModelOptions& options, const BertSource& source, const peft::LabelSet& labels);
+  static OwnHead own_head_of(const ModelOptions& options, const BertSource& source);
   void load(const std::string& folder);
   void check_context() const;
 

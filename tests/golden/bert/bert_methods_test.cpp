@@ -2,7 +2,9 @@
 // (make_bert_methods.py) and AdapterHub (make_bert_adapters.py): logits, losses, every gradient, five steps, and the folders
 // that Python saved after them.
 
+#include <cstdlib>
 #include <filesystem>
+#include <map>
 
 #include "golden/bert/tiny_bert.hpp"
 #include "peft/pipeline/adapterhub_loader.hpp"
@@ -325,7 +327,8 @@ namespace {
 
 std::map<std::string, std::vector<float>> tensors_of(const std::filesystem::path& path) {
   std::map<std::string, std::vector<float>> result;
-  for (const TensorRef& tensor : SafetensorsFile::open(path).tensors()) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  for (const TensorRef& tensor : file.tensors()) {
     std::vector<float>& values = result[tensor.name + tensor.shape_text()];
     values.resize(static_cast<std::size_t>(tensor.elements()));
     tensor.read_f32(values.data());
@@ -363,7 +366,7 @@ TEST_CASE("AdapterHub's own head beside any method: written as adapters writes i
   CHECK(tensors_of(scratch / "adapter" / "adapter.safetensors") == tensors_of(folder + "/adapter.safetensors"));
   same.registry.add_adapter("base", FullConfig{.bias_only = true}, same.model.base_sites(), 0);
   save("bitfit", same.registry.adapter("base"));
-  CHECK(load_any_peft_adapter(scratch / "bitfit").tensors.size() == 18);
+  CHECK(load_any_peft_adapter(scratch / "bitfit").tensors.size() == 2 * 6 + 5);  // linears and norms
   save("prompt", std::make_shared<PromptEmbedding<float>>(PromptTuningConfig{.num_virtual_tokens = 4}.fit_to(same.model.prompt_host()), 3));
   CHECK(load_prompt_learning(scratch / "prompt").modules.empty());
 
@@ -381,8 +384,46 @@ TEST_CASE("AdapterHub's own head beside any method: written as adapters writes i
   refused({.name = "task", .dropout_prob = 1.0f}, labels, "dropout_prob is 1");
   refused({.name = "task", .layers = 1}, labels, "none of the head \"task\" with 1 layers");
   refused({.name = "other"}, labels, "none of the head \"other\"");
-  refused({.name = "task"}, {"heart", "lung"}, "[3, 32]; its configuration gives [2, 32]");
+  refused({.name = "task"}, {"heart", "lung"}, "heads.task.4.bias\" is [3]; its configuration gives [2]");
   refused({.name = "task"}, {"heart", "lung", "lung"}, "no other class");
+}
+
+TEST_CASE("what AdapterHub loads with its own head: the committed folder is what is saved now (check_bert_adapters.py loads it)") {
+  const std::filesystem::path committed = kFolder + "ours";
+  const bool update = std::getenv("PEFT_UPDATE_GOLDEN") != nullptr;
+  const io_test::ScratchFolder scratch;
+  const ClassificationHeadConfig config{.name = "task", .activation_function = "relu"};
+  Tiny<float> tiny(config);
+  AdapterConfig bottleneck = AdapterConfig::seq_bn();
+  bottleneck.reduction_factor = 16;
+  const auto adapters = new_adapters<float>(bottleneck);
+  const auto head = tiny.registry.add_adapter("head", config.training(), tiny.model.adapter_sites(), 0);
+  tiny.model.set_adapters(adapters);
+  tiny.model.select(tiny.registry.selection_of("head"));
+  Index number = 0;
+  tiny.model.for_each_parameter([&](const ParameterInfo&, auto value, auto) {
+    for (Index i = 0; i < value.size; ++i) value[i] = static_cast<float>((i * 37 + number * 11) % 101 - 50) / 256.0f;
+    ++number;
+  });
+  const auto save = [&](const std::filesystem::path& folder) {
+    SavedAdapter<float> saved(adapters, {"task", "bert", "BertAdapterModel", "tiny", 32});
+    saved.set_own_head({"heart", "lung", "rare"}, head, config, {"task", "bert", "BertAdapterModel", "tiny", 32});
+    AtomicDirectory set(folder);
+    saved.write(set);
+    set.commit();
+  };
+  save(scratch.path());
+  const Matrix<float>& logits = tiny.model.predict(tiny.batch);
+  if (update) {
+    save(committed);
+    write_safetensors(committed / "outputs.safetensors", std::vector<TensorRef>{tensor_ref<float>("logits", logits.view())});
+  }
+  for (const char* file : {"adapter_config.json", "adapter.safetensors", "head_config.json", "model_head.safetensors"}) {
+    INFO(file << "; PEFT_UPDATE_GOLDEN=1 writes it anew");
+    CHECK(io_test::read_file(scratch / file) == io_test::read_file(committed / file));
+  }
+  const SafetensorsFile outputs = SafetensorsFile::open(committed / "outputs.safetensors");
+  check_close(logits, outputs.find("logits")->to_matrix(), 1e-5);
 }
 
 TEST_CASE("AdapterHub's own head: what it has and is not computed here is refused by name") {
