@@ -215,7 +215,7 @@ TEST_CASE("classify: AdapterHub's own head learns beside any method, in its file
   CHECK_FALSE(fs::exists(place.folder / "new"));
   // A run goes on with the head that it began with.
   refused(run(place.folder, place.training("houlsby", {"--method", "houlsby", "--reduction-factor", "8", "--lr", "0.02", "--resume"})), 1,
-          {"resume"});
+          {"resuming", "adapter_config.json", "began with"});
   // A head of a wider model.
   const peft::Matrix<float> first = peft::Matrix<float>::zeros(24, 24), last = peft::Matrix<float>::zeros(3, 24);
   const auto bias_of = [](const char* name, const peft::Matrix<float>& weight) {
