@@ -26,7 +26,10 @@ METHODS = {
     "prefix": ["--num-virtual-tokens", "16", "--lr", "1e-2"],
     "houlsby": ["--lr", "1e-3"],
     "full": ["--lr", "5e-5"],
+    "houlsby_own_head": ["--head", "adapterhub", "--lr", "1e-3"],
+    "full_own_head": ["--head", "adapterhub", "--lr", "5e-5"],
 }
+OWN_HEAD = "_own_head"  # AdapterHub's two-layer head, as peers/routing.py names it
 
 
 def run(command):
@@ -41,15 +44,20 @@ def ours(args, method, seed):
     with tempfile.TemporaryDirectory() as folder:
         result = run([args.program, "train", "--task", "classify", "--model", args.model, "--threads", "2", "--json",
                       "--data", args.data / "routing-train.jsonl", "--val", args.data / "routing-val.jsonl",
-                      "--test", args.data / "routing-test.jsonl", "--out", pathlib.Path(folder) / "run", "--method", method,
+                      "--test", args.data / "routing-test.jsonl", "--out", pathlib.Path(folder) / "run", "--method",
+                      method.removesuffix(OWN_HEAD),
                       "--epochs", args.epochs, "--batch", "16", "--accumulate", "1", "--max-length", "128", "--seed", seed,
                       *METHODS[method]])
     return {"side": "ours", "method": method, "seed": seed, "epochs": args.epochs, "accuracy": result["test"]["accuracy"],
             "macro_f1": result["test"]["macro_f1"], "tok_s": result["tok_s"], "peak_mib": result["peak_rss_mib"]}
 
 
+def environment_of(args, method):
+    return args.adapters_env if method == "houlsby" or method.endswith(OWN_HEAD) else args.env
+
+
 def theirs(args, method, seed):
-    environment = args.adapters_env if method == "houlsby" else args.env
+    environment = environment_of(args, method)
     result = run([environment / "bin" / "python", HERE / "peers" / "routing.py", args.model, args.data / "routing-train.jsonl",
                   args.data / "routing-test.jsonl", method, seed, args.epochs])
     return {"side": "python", "method": method, "seed": seed, "epochs": args.epochs, "accuracy": result["accuracy"], "tok_s": result["tok/s"],
@@ -102,7 +110,7 @@ def main():
     for method in args.methods.split(","):
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             results = [ours(args, method, seed)]
-            if args.adapters_env if method == "houlsby" else args.env:
+            if environment_of(args, method):
                 results.append(theirs(args, method, seed))
             for result in results:
                 print(json.dumps(result), flush=True)

@@ -74,6 +74,10 @@ peft::LabelSet classes_of(const ModelOptions& options, const BertSource& source,
   return peft::LabelSet(std::move(labels));
 }
 
+peft::FullConfig training_of_head(const Model& model) {
+  return model.head_config() ? model.head_config()->training() : Model::train_head();
+}
+
 /// The head's own adapter, of whose file's tensors.
 std::shared_ptr<peft::NamedAdapter<float>> head_of(const fs::path& folder, std::vector<peft::TensorRef> tensors,
                                                    const Model& model) {
@@ -82,7 +86,7 @@ std::shared_ptr<peft::NamedAdapter<float>> head_of(const fs::path& folder, std::
                                   "task, or saved without its head",
                                   folder.string());
   }
-  return peft::make_adapter<float>(kHeadAdapter, peft::AnyPeftAdapter{Model::train_head(), folder, std::move(tensors)},
+  return peft::make_adapter<float>(kHeadAdapter, peft::AnyPeftAdapter{training_of_head(model), folder, std::move(tensors)},
                                    model.adapter_sites());
 }
 
@@ -105,16 +109,31 @@ void put(std::shared_ptr<peft::PromptEmbedding<float>> prompt, Model& model) { m
 
 }  // namespace
 
-Classifier::Classifier(const ModelOptions& options, const BertSource& source, peft::LabelSet labels, std::uint64_t seed)
+Classifier::Classifier(const ModelOptions& options, const BertSource& source, peft::LabelSet labels, const OwnHead& head,
+                       std::uint64_t seed)
     : tokenizer_(open_tokenizer(options.model)),
       labels_(std::move(labels)),
-      model_(load_bert_classifier<float>(source, labels_.size(), seed)) {}
+      model_(head ? load_bert_classifier<float>(source, *head, labels_.size(), seed)
+                  : load_bert_classifier<float>(source, labels_.size(), seed)) {}
 
-Classifier::Classifier(const ModelOptions& options, peft::LabelSet labels, std::uint64_t seed)
-    : Classifier(options, without_head(open_base(options)), std::move(labels), seed) {}
+Classifier::Classifier(const ModelOptions& options, peft::LabelSet labels, Head head, std::uint64_t seed)
+    : Classifier(options, without_head(open_base(options)), std::move(labels),
+                 head == Head::kAdapterHub ? OwnHead(peft::ClassificationHeadConfig{.name = kName}) : OwnHead(), seed) {}
+
+/// Of the adapter's folder, where its head is AdapterHub's own. Throws ConfigError for that of another model.
+Classifier::OwnHead Classifier::own_head_of(const ModelOptions& options, const BertSource& source) {
+  if (options.adapter.empty() || !peft::has_adapterhub_head(options.adapter)) return {};
+  const peft::AdapterHubHead head = peft::load_adapterhub_head(options.adapter);
+  if (!head.own) return {};
+  if (head.hidden_size != source.config.hidden_size) {
+    peft::fail<peft::ConfigError>("--adapter {}: its head is of a model with hidden_size {}; expected {}, that of --model {}",
+                                  options.adapter, head.hidden_size, source.config.hidden_size, options.model);
+  }
+  return head.own;
+}
 
 Classifier::Classifier(const ModelOptions& options, const BertSource& source, const std::vector<std::string>& labels)
-    : Classifier(options, source, classes_of(options, source, labels), 0) {
+    : Classifier(options, source, classes_of(options, source, labels), own_head_of(options, source), 0) {
   if (!options.adapter.empty()) {
     load(options.adapter);
     return;
@@ -136,20 +155,33 @@ void Classifier::check_context() const {
 }
 
 StartedMethod<float> Classifier::start(const MethodChoice& choice, std::uint64_t seed) {
+  const OwnHead& own = model_.head_config();
+  const peft::AdapterHubInfo info{kName, "bert", own ? "BertAdapterModel" : "BertForSequenceClassification", choice.base_model,
+                                  model_.config().hidden_size};
+  const auto new_head = [&] { return registry_.add_adapter(kHeadAdapter, training_of_head(model_), model_.adapter_sites(), seed); };
+  const auto set_head = [&](peft::SavedAdapter<float>& adapter, std::shared_ptr<peft::NamedAdapter<float>> head) {
+    if (own) {
+      adapter.set_own_head(labels_.names(), std::move(head), *own, info);
+    } else {
+      adapter.set_classes(labels_.names(), std::move(head));
+    }
+  };
   if (const auto* parts = std::get_if<peft::AnyConfig>(&choice.config)) {
-    StartedMethod<float> started = start_parts<float>(kName, *parts, model_, registry_, seed);
-    started.adapter.set_classes(labels_.names());
+    StartedMethod<float> started = start_parts<float>(kName, *parts, model_, model_.base_sites(), registry_, seed);
+    set_head(started.adapter, own ? new_head() : nullptr);
+    if (own) registry_.set_adapters({{kName, 1.0}, {kHeadAdapter, 1.0}});
+    model_.select(registry_.selection());
     return started;
   }
   if (!choice.prefix_init_text.empty()) {
     peft::fail<peft::ConfigError>("--prefix-init-text: a BERT's keys and values depend on what follows; expected a random start, "
                                   "or --task generate");
   }
-  const auto head = registry_.add_adapter(kHeadAdapter, Model::train_head(), model_.adapter_sites(), seed);
+  const auto head = new_head();
   registry_.set_adapter(kHeadAdapter);
   model_.select(registry_.selection());
   const auto with_head = [&](peft::SavedAdapter<float> adapter) {
-    adapter.set_classes(labels_.names(), head);
+    set_head(adapter, head);
     check_context();
     return StartedMethod<float>{std::move(adapter)};
   };
@@ -167,27 +199,38 @@ StartedMethod<float> Classifier::start(const MethodChoice& choice, std::uint64_t
                                                             std::get<peft::AdapterConfig>(choice.config), c.hidden_size,
                                                             c.num_hidden_layers, seed);
   model_.set_adapters(adapters);
-  peft::AdapterHubInfo info{kName, "bert", "BertForSequenceClassification", choice.base_model, c.hidden_size};
-  return with_head(peft::SavedAdapter<float>(std::move(adapters), std::move(info)));
+  return with_head(peft::SavedAdapter<float>(std::move(adapters), info));
 }
 
 void Classifier::load(const std::string& folder) {
   const AdapterKind kind = adapter_kind(folder);
-  std::shared_ptr<peft::NamedAdapter<float>> adapter;
+  std::vector<std::pair<std::string, double>> active;
+  const auto add = [&](std::shared_ptr<peft::NamedAdapter<float>> adapter) {
+    active.emplace_back(adapter->name(), 1.0);
+    registry_.add_adapter(std::move(adapter));
+  };
+  std::vector<peft::TensorRef> head;
+  if (model_.head_config() || (kind == AdapterKind::kBottleneck && peft::has_adapterhub_head(folder))) {
+    peft::AdapterHubHead file = peft::load_adapterhub_head(folder);
+    if (static_cast<Index>(file.labels.size()) != labels_.size()) {
+      peft::fail<peft::ConfigError>("adapter {}: its head has {} classes, {} are named; expected as many", folder, file.labels.size(),
+                                    labels_.size());
+    }
+    head = std::move(file.tensors);
+  }
   if (kind == AdapterKind::kParts) {
-    adapter = peft::make_adapter<float>(kName, peft::load_any_peft_adapter(folder), model_.adapter_sites());
-    if (adapter->find<peft::TrainedLinear<float>>(peft::ModuleId("classifier")) == nullptr) {
+    auto adapter = peft::make_adapter<float>(kName, peft::load_any_peft_adapter(folder), model_.base_sites());
+    if (!model_.head_config() && adapter->find<peft::TrainedLinear<float>>(peft::ModuleId("classifier")) == nullptr) {
       peft::fail<peft::ConfigError>("adapter {}: it has no classification head (base_model.model.classifier.weight); expected one "
                                     "of task_type SEQ_CLS, with \"classifier\" among its modules_to_save",
                                     folder);
     }
+    add(std::move(adapter));
   } else if (kind == AdapterKind::kBottleneck) {
-    if (!peft::has_adapterhub_head(folder)) adapter = head_of(folder, {}, model_);
-    model_.set_adapters(peft::load_adapterhub<float>(folder, model_.config().num_hidden_layers));
-    adapter = head_of(folder, peft::load_adapterhub_head(folder).tensors, model_);
+    if (!head.empty()) model_.set_adapters(peft::load_adapterhub<float>(folder, model_.config().num_hidden_layers));
   } else {
     const peft::PromptLearningAdapter file = peft::load_prompt_learning(folder);
-    adapter = head_of(folder, file.modules, model_);
+    if (head.empty()) head = file.modules;
     if (kind == AdapterKind::kPrefix) {
       model_.set_prefix(peft::make_prefix_cache<float>(file));
     } else {
@@ -195,9 +238,8 @@ void Classifier::load(const std::string& folder) {
     }
     check_context();
   }
-  const std::string name = adapter->name();
-  registry_.add_adapter(std::move(adapter));
-  registry_.set_adapter(name);
+  if (kind != AdapterKind::kParts || model_.head_config()) add(head_of(folder, std::move(head), model_));
+  registry_.set_adapters(active);
   model_.select(registry_.selection());
 }
 

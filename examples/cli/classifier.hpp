@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "hosts/bert_folder.hpp"
 #include "hosts/word_piece_tokenizer.hpp"
 #include "peft/adapter_registry.hpp"
+#include "peft/classification_head_config.hpp"
 #include "peft/data/classification_data.hpp"
 #include "peft/eval/classification.hpp"
 
@@ -30,7 +32,7 @@ class Classifier {
 
   /// For a training: with a new head for these classes, started from `seed`. Throws IoError, FormatError, ConfigError,
   /// ShapeError.
-  Classifier(const ModelOptions& options, peft::LabelSet labels, std::uint64_t seed);
+  Classifier(const ModelOptions& options, peft::LabelSet labels, Head head, std::uint64_t seed);
   /// With the adapter of `options`, whose folder has the head, or without one with the model's own head. The classes' names
   /// are `labels` where there are any, otherwise those of the adapter's folder, then the model's. Throws as above.
   Classifier(const ModelOptions& options, const std::vector<std::string>& labels);
@@ -58,8 +60,10 @@ class Classifier {
            const std::function<void(Index)>& on_work = {});
 
  private:
-  Classifier(const ModelOptions& options, const BertSource& source, peft::LabelSet labels, std::uint64_t seed);
+  using OwnHead = std::optional<peft::ClassificationHeadConfig>;  ///< AdapterHub's; none: transformers'
+  Classifier(const ModelOptions& options, const BertSource& source, peft::LabelSet labels, const OwnHead& head, std::uint64_t seed);
   Classifier(const ModelOptions& options, const BertSource& source, const std::vector<std::string>& labels);
+  static OwnHead own_head_of(const ModelOptions& options, const BertSource& source);
   void load(const std::string& folder);
   void check_context() const;
 

@@ -58,8 +58,9 @@ class ClassifyTask {
                                                 : peft::read_labelled_jsonl(options.val, options.max_val_records)),
         test_records_(options.test.empty() ? std::vector<peft::LabelledRecord>() : peft::read_labelled_jsonl(options.test)),
         method_(options.method.choose(options.model.model,
-                                      options.trainer.total_steps(static_cast<Index>(records_.size())), Task::kClassify)),
-        classifier_(options.model, peft::LabelSet::of(records_), options.trainer.seed),
+                                      options.trainer.total_steps(static_cast<Index>(records_.size())), Task::kClassify,
+                                      options.head)),
+        classifier_(options.model, peft::LabelSet::of(records_), options.head, options.trainer.seed),
         model_(classifier_.model(), classifier_.labels().size()),
         started_(classifier_.start(method_, options.trainer.seed)),
         training_(classifier_.tokenize(options.data, records_, options.max_length, progress)) {
@@ -77,6 +78,7 @@ class ClassifyTask {
   const StartedMethod<float>& started() const noexcept { return started_; }
 
   void add_identity(peft::RunIdentity& identity) const {
+    if (options_.head == Head::kAdapterHub) identity.emplace_back("--head", "adapterhub");
     if (options_.dropout) identity.emplace_back("--dropout-of-base", fmt::format("{}", *options_.dropout));
   }
   std::string evaluation_text(const peft::EvaluationEvent&) {

@@ -202,7 +202,8 @@ void inspect_lora(const fs::path& folder, Findings& findings) {
   }
 }
 
-void inspect_adapter(const fs::path& folder, Findings& findings) {
+/// The method of a folder.
+void inspect_method(const fs::path& folder, Findings& findings) {
   findings.kind = "PEFT adapter";
   findings.attempt([&] {
     if (const std::vector<std::string> labels = peft::load_class_labels(folder); !labels.empty()) findings.facts["labels"] = labels;
@@ -221,13 +222,7 @@ void inspect_adapter(const fs::path& folder, Findings& findings) {
         findings.facts["name"] = adapter.info.name;
         findings.facts["model"] = adapter.info.model_type;
         findings.facts["config"] = peft::bottleneck_config_to_json(adapter.config);
-        std::vector<peft::TensorRef> tensors = adapter.tensors;
-        if (peft::has_adapterhub_head(folder)) {
-          const peft::AdapterHubHead head = peft::load_adapterhub_head(folder);
-          findings.facts["labels"] = head.labels;
-          tensors.insert(tensors.end(), head.tensors.begin(), head.tensors.end());
-        }
-        return count_parameters(tensors, findings);
+        return count_parameters(adapter.tensors, findings);
       }
       case AdapterKind::kFusion: {
         findings.kind = "AdapterHub AdapterFusion";
@@ -244,6 +239,20 @@ void inspect_adapter(const fs::path& folder, Findings& findings) {
     if (adapter.config.get_if<peft::LoraConfig>() != nullptr) return inspect_lora(folder, findings);
     findings.facts["config"] = peft::adapter_config_to_json(adapter.config);
     count_parameters(adapter.tensors, findings);
+  });
+}
+
+/// The method, and AdapterHub's head beside it.
+void inspect_adapter(const fs::path& folder, Findings& findings) {
+  inspect_method(folder, findings);
+  if (!peft::has_adapterhub_head(folder)) return;
+  findings.attempt([&] {
+    const peft::AdapterHubHead head = peft::load_adapterhub_head(folder);
+    findings.facts["labels"] = head.labels;
+    if (head.own) findings.facts["head"] = peft::classification_head_to_json(*head.own, head.labels, folder.string());
+    const Index of_method = findings.facts.value("parameters", Index{0});
+    count_parameters(head.tensors, findings);
+    findings.facts["parameters"] = of_method + findings.facts["parameters"].get<Index>();
   });
 }
 

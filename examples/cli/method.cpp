@@ -21,7 +21,7 @@ namespace peft_examples {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr const char* kAdapterName = "default";
+constexpr const char* kDefault = "default";
 
 /// Throws ConfigError where the virtual tokens leave nothing of the model's context.
 template <Scalar T>
@@ -84,13 +84,13 @@ peft::AdapterHubInfo hub_info(const Llama<T>& model, const std::string& base) {
                                   "of type llama or mistral",
                                   type);
   }
-  return {kAdapterName, type, type == "mistral" ? "MistralForCausalLM" : "LlamaForCausalLM", base, model.config().hidden_size};
+  return {kDefault, type, type == "mistral" ? "MistralForCausalLM" : "LlamaForCausalLM", base, model.config().hidden_size};
 }
 
 template <Scalar T>
 StartedMethod<T> start(const MethodChoice& choice, const peft::AdapterConfig& config, Llama<T>& model, std::uint64_t seed) {
   peft::AdapterHubInfo info = hub_info(model, choice.base_model);
-  auto adapters = std::make_shared<peft::AdapterSet<T>>(kAdapterName, peft::AdapterLayout::kLlama, config, model.config().hidden_size,
+  auto adapters = std::make_shared<peft::AdapterSet<T>>(kDefault, peft::AdapterLayout::kLlama, config, model.config().hidden_size,
                                                         model.config().num_hidden_layers, seed);
   model.set_adapters(adapters);
   return {peft::SavedAdapter<T>(std::move(adapters), std::move(info))};
@@ -112,7 +112,7 @@ StartedMethod<T> start(const MethodChoice& choice, const FusionChoice& fusion, L
     const fs::path folder = fs::path(text).lexically_normal();
     const std::string last = (folder.has_filename() ? folder : folder.parent_path()).filename().string();
     const std::string own = peft::load_adapterhub_adapter(folder).info.name;
-    adapters.push_back(peft::load_adapterhub<T>(folder, layers, own == kAdapterName ? last : own));  // "default" is every training's
+    adapters.push_back(peft::load_adapterhub<T>(folder, layers, own == kDefault ? last : own));  // "default" is every training's
   }
   const auto fused = peft::fuse_adapters<T>(std::move(adapters), fusion.config, layers, seed);
   put_fused(fused, model);
@@ -127,7 +127,9 @@ StartedMethod<T> start(const MethodChoice& choice, const FusionChoice& fusion, L
 template <Scalar T>
 StartedMethod<T> start_method(const MethodChoice& choice, const BpeTokenizer& tokenizer, Llama<T>& model,
                               peft::AdapterRegistry<T>& registry, std::uint64_t seed) {
-  if (const auto* parts = std::get_if<peft::AnyConfig>(&choice.config)) return start_parts<T>(kAdapterName, *parts, model, registry, seed);
+  if (const auto* parts = std::get_if<peft::AnyConfig>(&choice.config)) {
+    return start_parts<T>(kDefault, *parts, model, model.adapter_sites(), registry, seed);
+  }
   if (const auto* tokens = std::get_if<peft::PromptLearningConfig>(&choice.config)) {
     StartedMethod<T> started = std::visit(
         [&](const auto& config) { return start(choice, config, tokenizer, model, seed); }, *tokens);
@@ -156,11 +158,11 @@ FoundStart start_from_records(const MethodChoice& choice, const peft::Instructio
                               const std::function<void(Index)>& on_batch) {
   const auto& config = *std::get<peft::AnyConfig>(choice.config).template get_if<peft::LoraConfig>();
   Passes<T> passes{model};
-  peft::EvaStart<T> start = peft::start_from_inputs<T>(kAdapterName, config, model.adapter_sites(), passes, data, {records, 100, seed}, seed,
+  peft::EvaStart<T> start = peft::start_from_inputs<T>(kDefault, config, model.adapter_sites(), passes, data, {records, 100, seed}, seed,
                                                        [&](Index done) { return on_batch(done), true; });
-  registry.delete_adapter(kAdapterName);
+  registry.delete_adapter(kDefault);
   registry.add_adapter(start.adapter);
-  registry.set_adapter(kAdapterName);
+  registry.set_adapter(kDefault);
   model.select(registry.selection());
   started.adapter = peft::SavedAdapter<T>(std::move(start.adapter));
   return {start.batches, start.has_settled};
@@ -182,8 +184,8 @@ void load_method(const fs::path& folder, Llama<T>& model, peft::AdapterRegistry<
     case AdapterKind::kParts:
       break;
   }
-  peft::load_adapter<T>(registry, folder, kAdapterName, model.adapter_sites());
-  registry.set_adapter(kAdapterName);
+  peft::load_adapter<T>(registry, folder, kDefault, model.adapter_sites());
+  registry.set_adapter(kDefault);
   model.select(registry.selection());
 }
 

@@ -131,17 +131,18 @@ std::string base_name(const std::string& path) {
   return (model.has_filename() ? model : model.parent_path()).filename().string();
 }
 
-/// The classification head among the modules that are trained in full, unless all are, or it alone. Python PEFT writes
-/// "classifier" and "score", the two names that a head may have.
+/// Python PEFT writes "classifier" and "score", the two names that a head may have.
+bool is_head(const std::string& name) { return name == "classifier" || name == "score"; }
+/// The classification head among the modules that are trained in full, unless all are, or it alone.
 void save_head(std::vector<std::string>& modules) {
-  std::erase_if(modules, [](const std::string& name) { return name == "classifier" || name == "score"; });
+  std::erase_if(modules, is_head);
   modules.emplace_back("classifier");
 }
 
-/// Sets what a new training decides: not for inference, the base's name, the task with its head. Throws ConfigError for the
-/// configuration of another task.
+/// Sets what a new training decides: not for inference, the base's name, the task, and transformers' head among what is
+/// trained. Throws ConfigError for the configuration of another task.
 template <class Config>
-void complete(Config& config, const std::string& model, Task task) {
+void complete(Config& config, const std::string& model, Task task, Head head) {
   const std::string type = task == Task::kClassify ? "SEQ_CLS" : "CAUSAL_LM";
   config.inference_mode = false;
   if (!config.base_model_name_or_path) config.base_model_name_or_path = base_name(model);
@@ -151,6 +152,10 @@ void complete(Config& config, const std::string& model, Task task) {
   }
   if (!config.task_type) config.task_type = type;
   if (task != Task::kClassify) return;
+  if (head == Head::kAdapterHub) {
+    std::erase_if(config.modules_to_save, is_head);
+    return;
+  }
   if constexpr (std::same_as<Config, peft::FullConfig>) {
     if (config.bias_only) save_head(config.modules_to_save);
   } else {
@@ -250,7 +255,11 @@ void MethodOptions::add_to(CLI::App& command) {
   }
 }
 
-void MethodOptions::check(Task task) const {
+void MethodOptions::check(Task task, Head head) const {
+  if (head == Head::kAdapterHub && method_ == kHead) {
+    throw CLI::ValidationError("--head", "adapterhub stands beside another method's files; --method head has none: choose --method "
+                                         "adapter, houlsby, lora…, or leave --head out");
+  }
   if (task != Task::kClassify && method_ == kHead) {
     throw CLI::ValidationError("--method", "head trains a classification head alone; it belongs to --task classify");
   }
@@ -268,18 +277,18 @@ void MethodOptions::check(Task task) const {
   }
 }
 
-MethodChoice MethodOptions::choose(const std::string& model, Index total_steps, Task task) const {
+MethodChoice MethodOptions::choose(const std::string& model, Index total_steps, Task task, Head head) const {
   MethodChoice choice = config_.empty() ? from_options(model, total_steps, task) : from_file(total_steps);
   choice.learning_rate = method_named(choice.name).learning_rate;
   choice.base_model = base_name(model);
   if (auto* tokens = std::get_if<peft::PromptLearningConfig>(&choice.config)) {
-    std::visit([&](auto& config) { complete(config, model, task); }, *tokens);
+    std::visit([&](auto& config) { complete(config, model, task, head); }, *tokens);
   } else if (auto* parts = std::get_if<peft::AnyConfig>(&choice.config)) {
     const auto set = [&]<class Config>() {
       const Config* config = parts->get_if<Config>();
       if (config == nullptr) return;
       Config own = *config;
-      complete(own, model, task);
+      complete(own, model, task, head);
       own.validate();
       *parts = peft::AnyConfig(std::move(own));
     };

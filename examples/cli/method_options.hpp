@@ -28,6 +28,12 @@ enum class Task {
   kClassify,  ///< one of several classes: an encoder (a BERT) with a head, which is trained and saved with the method
 };
 
+/// The head that a classifier's training begins with.
+enum class Head {
+  kTransformers,  ///< BERT's pooler, which stays as it is unless the method trains it, and a new linear
+  kAdapterHub,    ///< two new linears, in AdapterHub's files beside whatever the method saves
+};
+
 /// AdapterFusion over adapters of AdapterHub, which stay as they are.
 struct FusionChoice {
   std::vector<std::string> adapters;  ///< their folders
@@ -67,12 +73,12 @@ class MethodOptions {
 
   void add_to(CLI::App& command);
   /// Throws CLI::ValidationError for an option that was given and is none of the method's, naming both, and for a method that
-  /// is none of the task's.
-  void check(Task task) const;
+  /// is none of the task's or does not go with the head.
+  void check(Task task, Head head) const;
   /// The method with its configuration. `model`: of the base, whose name the configuration keeps. `total_steps`: optimizer
   /// steps of the training. Throws ConfigError for a field out of range or not supported, or a configuration of another task,
   /// IoError and FormatError for a broken file.
-  MethodChoice choose(const std::string& model, Index total_steps, Task task) const;
+  MethodChoice choose(const std::string& model, Index total_steps, Task task, Head head = Head::kTransformers) const;
 
  private:
   MethodChoice from_file(Index total_steps) const;

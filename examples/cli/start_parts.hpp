@@ -15,11 +15,10 @@
 
 namespace peft_examples {
 
-/// Puts a new adapter `name` on `model`'s sites and selects it alone. Throws ConfigError for what does not fit the model.
+/// Puts a new adapter `name` on `sites` of `model` and selects it alone. Throws ConfigError for what does not fit them.
 template <peft::Scalar T, class Model>
-StartedMethod<T> start_parts(const char* name, const peft::AnyConfig& config, Model& model, peft::AdapterRegistry<T>& registry,
-                             std::uint64_t seed) {
-  const peft::AdapterSites<T> sites = model.adapter_sites();
+StartedMethod<T> start_parts(const char* name, const peft::AnyConfig& config, Model& model, const peft::AdapterSites<T>& sites,
+                             peft::AdapterRegistry<T>& registry, std::uint64_t seed) {
   std::shared_ptr<peft::NamedAdapter<T>> adapter;
   const auto add = [&]<class Config>() {
     if (const Config* own = config.get_if<Config>()) adapter = registry.add_adapter(name, *own, sites, seed);

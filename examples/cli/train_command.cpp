@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -124,6 +125,13 @@ void add_train_command(CLI::App& app, Run& run) {
       ->check(CLI::ExistingFile);
   command.add_option("--out", o.out, "folder for the adapter, checkpoints, metrics.jsonl and loss.svg")->required();
   o.method.add_to(command);
+  command.add_option("--head", o.head,
+                     "transformers: BERT's pooler, frozen unless the method trains it, and a new linear; adapterhub: two new linears "
+                     "with tanh between them, as AdapterHub's add_classification_head [classify]")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, Head>{{"transformers", Head::kTransformers}, {"adapterhub", Head::kAdapterHub}}))
+      ->type_name("HEAD")
+      ->default_str("transformers");
   command.add_option("--template", o.prompt_template, "how a record becomes a prompt")
       ->check(CLI::IsMember({"chatml", "alpaca", "plain"}))
       ->capture_default_str();
@@ -161,7 +169,7 @@ void add_train_command(CLI::App& app, Run& run) {
   command.add_flag("--resume", o.resume, "go on with the run in --out, bit for bit");
   command.add_flag("--json", o.json, "last line of stdout: the result as JSON");
   command.callback([options, &command, &run] {
-    options->method.check(options->task);
+    options->method.check(options->task, options->head);
     refuse_options_of_other_task(command, options->task);
     run = [options, &command] {
       TrainOptions& settings = *options;

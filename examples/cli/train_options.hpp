@@ -14,6 +14,7 @@ struct TrainOptions {
   ModelOptions model;
   MethodOptions method;
   Task task = Task::kGenerate;
+  Head head = Head::kTransformers;
   std::string data, val, test, out, prompt_template = "chatml", saved_activations = "f32";
   Index max_length = 256, max_records = -1, max_val_records = -1;
   std::string scheduler = "linear";

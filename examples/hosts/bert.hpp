@@ -1,14 +1,16 @@
 #pragma once
-/// BERT with a classification head, as transformers' BertForSequenceClassification; in reading order
-/// hosts/bert_embeddings.hpp, hosts/bert_encoder.hpp, hosts/bert_head.hpp. A sequence's class is the target of its first
-/// position; the loss is the mean cross-entropy over the sequences.
+/// BERT with a classification head, as transformers' BertForSequenceClassification or AdapterHub's BertAdapterModel; in
+/// reading order hosts/bert_embeddings.hpp, hosts/bert_encoder.hpp, hosts/bert_head.hpp. A sequence's class is the target of
+/// its first position; the loss is the mean cross-entropy over the sequences.
 ///
 /// Where methods enter: adapter_sites() (linears, norms, tables and the head, by name), set_adapters() (behind attention and
 /// feed-forward), set_prefix() and set_prompt(). A new head learns nothing unless something trains it: "classifier" among
-/// the modules_to_save, as Python PEFT has it for task_type SEQ_CLS, or an adapter of train_head()'s kind beside the method.
+/// the modules_to_save, as Python PEFT has it for task_type SEQ_CLS, or an adapter of train_head()'s kind beside the method
+/// (of AdapterHub's head: peft::ClassificationHeadConfig::training()).
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -17,7 +19,7 @@
 #include "hosts/bert_encoder.hpp"
 #include "hosts/bert_head.hpp"
 #include "peft/adapter_sites.hpp"
-#include "peft/core/rng.hpp"
+#include "peft/classification_head_config.hpp"
 #include "peft/dense_linear.hpp"
 #include "peft/full_config.hpp"
 #include "peft/loss_sum.hpp"
@@ -36,36 +38,35 @@ class BertForSequenceClassification {
 
   /// classifier [classes, hidden] with a bias. Throws ConfigError, ShapeError; also where the encoder has no pooler.
   BertForSequenceClassification(BertConfig config, BertWeights<T> weights, peft::DenseLinear<T> classifier)
-      : head_(std::make_unique<BertHead<T>>(config.hidden_size, need_pooler(weights), std::move(classifier))),
-        encoder_(std::make_unique<BertEncoder<T>>(std::move(config), std::move(weights), "bert.")) {
-    linears_ = sites();
-    linears_.push_back(&head_->classifier());
-    norms_ = encoder_->norms();
-    for (auto* table : encoder_->embeddings().tables()) tables_.push_back(table);
-  }
+      : BertForSequenceClassification(
+            std::make_unique<BertHead<T>>(config.hidden_size, need_pooler(weights), std::move(classifier)), std::move(config),
+            std::move(weights)) {}
+  /// With a new head of AdapterHub's own for `classes`; a pooler among the weights is not used. Throws as above.
+  BertForSequenceClassification(BertConfig config, BertWeights<T> weights, const peft::ClassificationHeadConfig& head, Index classes,
+                                std::uint64_t seed)
+      : BertForSequenceClassification(std::make_unique<BertHead<T>>(config.hidden_size, head, classes, seed), std::move(config),
+                                      std::move(weights)) {}
 
-  /// A new head for `classes`: weights normal with standard deviation 0.02, biases 0, as transformers starts one.
+  /// A new last layer for `classes`, as transformers starts one.
   static peft::DenseLinear<T> make_classifier(Index classes, Index hidden, std::uint64_t seed) {
-    peft::Philox random(seed, peft::ModuleId("classifier").hash());
-    Matrix<T> weight(classes, hidden);
-    for (T& value : weight.flat()) value = static_cast<T>(0.02f * random.normal());
-    return peft::DenseLinear<T>(std::move(weight), Buffer<A>::zeros(classes));
+    return BertHead<T>::make_linear("classifier", classes, hidden, seed);
   }
-  /// The configuration of an adapter that trains the head alone.
+  /// The configuration of an adapter that trains transformers' head alone; AdapterHub's: ClassificationHeadConfig::training().
   static peft::FullConfig train_head() { return {.target_modules = {"classifier"}, .task_type = "SEQ_CLS"}; }
 
   BertEncoder<T>& encoder() noexcept { return *encoder_; }
   const BertConfig& config() const noexcept { return encoder_->config(); }
   Index classes() const noexcept { return head_->classes(); }
-  /// The linears of encoder and pooler, in the order of the model; the head is none of them.
-  std::vector<AdaptedLinear<T>*> sites() {
-    std::vector<AdaptedLinear<T>*> result = encoder_->linears();
-    result.push_back(&head_->pooler());
-    return result;
-  }
-  /// Everything that adapters attach to by name: those linears and the head, the tables, all norms. It views memory of this
-  /// model, valid as long as it lives.
+  /// What AdapterHub's head is; none: the head is transformers'.
+  const std::optional<peft::ClassificationHeadConfig>& head_config() const noexcept { return head_->config(); }
+  /// Everything that adapters attach to by name: the linears of encoder and head, the tables, all norms. It views memory of
+  /// this model, valid as long as it lives.
   peft::AdapterSites<T> adapter_sites() const noexcept { return {linears_, tables_, norms_}; }
+  /// The same without AdapterHub's head, which is no part of the base, as transformers' is: what a method beside it is of.
+  peft::AdapterSites<T> base_sites() const noexcept {
+    const std::span<AdaptedLinear<T>* const> all = linears_;
+    return {head_config() ? all.first(encoder_linears_) : all, tables_, norms_};
+  }
   /// Parameters of the base model, with the head.
   Index parameter_count() const { return encoder_->parameter_count() + head_->parameter_count(); }
   void set_executor(ExecutorRef executor) noexcept {
@@ -129,6 +130,16 @@ class BertForSequenceClassification {
   const Matrix<A>& predict(const peft::PackedBatch& batch) { return forward(batch, evaluation()); }
 
  private:
+  BertForSequenceClassification(std::unique_ptr<BertHead<T>> head, BertConfig&& config, BertWeights<T>&& weights)
+      : head_(std::move(head)),
+        encoder_(std::make_unique<BertEncoder<T>>(std::move(config), std::move(weights), "bert.")),
+        linears_(encoder_->linears()),
+        encoder_linears_(linears_.size()),
+        norms_(encoder_->norms()) {
+    for (AdaptedLinear<T>* linear : head_->linears()) linears_.push_back(linear);
+    for (auto* table : encoder_->embeddings().tables()) tables_.push_back(table);
+  }
+
   static peft::AnyLinear<T> need_pooler(BertWeights<T>& weights) {
     if (!weights.pooler) {
       peft::fail<peft::ConfigError>("Bert: the encoder has no pooler, which a classification head reads; expected "
@@ -177,8 +188,9 @@ class BertForSequenceClassification {
   std::unique_ptr<BertHead<T>> head_;
   std::unique_ptr<BertEncoder<T>> encoder_;
   std::vector<AdaptedLinear<T>*> linears_;
-  std::vector<peft::AdaptedEmbedding<T>*> tables_;
+  std::size_t encoder_linears_;  ///< so many of them are the encoder's; the head's follow
   std::vector<peft::AdaptedNorm<T>*> norms_;
+  std::vector<peft::AdaptedEmbedding<T>*> tables_;
   peft::Selection<T> selection_;
   ExecutorRef executor_ = peft::default_executor();
   // Memory that is kept from step to step.

@@ -115,4 +115,14 @@ BertForSequenceClassification<T> load_bert_classifier(const BertSource& source, 
   return model;
 }
 
+/// With a new head of AdapterHub's own for `classes`, started from `seed`; heads of the file are not read. Throws ConfigError
+/// for a head that is not supported.
+template <Scalar T>
+BertForSequenceClassification<T> load_bert_classifier(const BertSource& source, const peft::ClassificationHeadConfig& head, Index classes,
+                                                      std::uint64_t seed, ExecutorRef executor = peft::default_executor()) {
+  BertForSequenceClassification<T> model(source.config, load_bert_weights<T>(source, executor), head, classes, seed);
+  model.set_executor(executor);
+  return model;
+}
+
 }  // namespace peft_examples

@@ -13,7 +13,7 @@ set(room_linear linear low_rank_product low_rank_merge low_rank_factors dropout_
 set(room_update update_saved low_rank_update linear_update update_change mixed_layer update_pass one_update small_product)
 set(room_method_config any_config module_selector module_pattern lora_config target_modules method_targets ia3_config vera_config loha_config
   lokr_config adalora_config ln_tuning_config full_config prompt_host prefix_config prompt_config prompt_encoder_config
-  reduction_factor adapter_config adapter_layout adapter_fusion_config adapter_setup adapter_rows)
+  reduction_factor adapter_config adapter_layout adapter_fusion_config adapter_setup adapter_rows classification_head_config)
 set(room_method_part adapter_norm bottleneck)
 set(room_method lora dora ia3 vera loha lokr adalora trained_bias trained_linear trained_norm trained_embedding tied_embedding
   trainable_tokens lora_embedding prefix_cache prompt_embedding adapter adapter_fusion linear_cross_entropy)

@@ -1,7 +1,7 @@
 #pragma once
 /// What a run trains and saves, whatever the method: an adapter of parts (saved as it is, or as the plain LoRA that it comes
-/// to: MutatedLora), a prefix, a prompt, bottleneck adapters, or AdapterFusion; of a classifier with its head and the names of
-/// its classes.
+/// to: MutatedLora), a prefix, a prompt, bottleneck adapters, or AdapterFusion; of a classifier with its head, which may be
+/// AdapterHub's own, and the names of its classes.
 
 #include <memory>
 #include <optional>
@@ -19,6 +19,7 @@
 #include "peft/checkpoint/class_labels.hpp"
 #include "peft/checkpoint/peft_directory.hpp"
 #include "peft/checkpoint/prompt_learning_directory.hpp"
+#include "peft/classification_head_config.hpp"
 #include "peft/io/atomic_directory.hpp"
 #include "peft/named_adapter.hpp"
 #include "peft/pipeline/adapter_weights.hpp"
@@ -183,6 +184,16 @@ class SavedAdapter {
     }
     labels_ = std::move(labels);
     head_ = std::move(head);
+    own_head_.reset();
+  }
+  /// The same where the head is AdapterHub's own, whatever the method: it stands in head_config.json and
+  /// model_head.safetensors, with the names of the classes. `head` trains it; `info`: the model's.
+  void set_own_head(std::vector<std::string> labels, std::shared_ptr<NamedAdapter<T>> head, ClassificationHeadConfig config,
+                    AdapterHubInfo info) {
+    config.validate();
+    labels_ = std::move(labels);
+    head_ = std::move(head);
+    own_head_.emplace(OwnHead{std::move(config), std::move(info)});
   }
 
   /// The configuration as adapter_config.json says it, for a training: inference_mode says how a file was saved only.
@@ -194,8 +205,11 @@ class SavedAdapter {
   void write(AtomicDirectory& set) const {
     std::optional<SavedWeights<T>> head;
     if (head_) head.emplace(*head_);
-    const detail::SavedHead saved{head ? head->tensors() : std::span<const TensorRef>(), labels_};
+    const std::span<const TensorRef> tensors = head ? head->tensors() : std::span<const TensorRef>();
+    const std::vector<std::string> none;
+    const detail::SavedHead saved = own_head_ ? detail::SavedHead{{}, none} : detail::SavedHead{tensors, labels_};
     std::visit([&](const auto& method) { detail::write_saved(set, *method, saved); }, held_);
+    if (own_head_) write_adapterhub_head(set, own_head_->info, own_head_->config, labels_, tensors);
   }
   /// Trainable numbers; of an encoder, where one makes the rows.
   Index parameter_count() const {
@@ -204,11 +218,16 @@ class SavedAdapter {
   }
 
  private:
+  struct OwnHead {
+    ClassificationHeadConfig config;
+    AdapterHubInfo info;
+  };
   std::variant<std::shared_ptr<NamedAdapter<T>>, std::shared_ptr<MutatedLora<T>>, std::shared_ptr<PrefixCache<T>>,
                std::shared_ptr<PromptEmbedding<T>>, std::shared_ptr<detail::HubAdapters<T>>,
                std::shared_ptr<detail::HubFusion<T>>>
       held_;
   std::shared_ptr<NamedAdapter<T>> head_;
+  std::optional<OwnHead> own_head_;
   std::vector<std::string> labels_;
 };
 

@@ -2,7 +2,9 @@
 // (make_bert_methods.py) and AdapterHub (make_bert_adapters.py): logits, losses, every gradient, five steps, and the folders
 // that Python saved after them.
 
+#include <cstdlib>
 #include <filesystem>
+#include <map>
 
 #include "golden/bert/tiny_bert.hpp"
 #include "peft/pipeline/adapterhub_loader.hpp"
@@ -19,7 +21,8 @@ namespace {
 // A tiny BERT beside the goldens of one case.
 template <Scalar T>
 struct Case : Tiny<T> {
-  explicit Case(const std::string& name) : folder(kFolder + name) {
+  explicit Case(const std::string& name, const std::optional<ClassificationHeadConfig>& head = {})
+      : Tiny<T>(head), folder(kFolder + name) {
     this->file = SafetensorsFile::open(folder + "/golden.safetensors");
     std::ifstream(folder + "/golden.json") >> of_case;
   }
@@ -30,10 +33,13 @@ struct Case : Tiny<T> {
     CHECK(this->check_gradients("grad.") == count);
     this->check_steps(of_case["losses"].template get<std::vector<double>>(), SchedulerType::kConstant, 0.0);
   }
+  FullConfig head_training() const {
+    const auto& own = this->model.head_config();
+    return own ? own->training() : BertForSequenceClassification<T>::train_head();
+  }
   // The head that a folder holds beside its method.
   void attach_head(const std::vector<TensorRef>& tensors) {
-    REQUIRE(tensors.size() == 2);
-    const AnyPeftAdapter head{BertForSequenceClassification<T>::train_head(), folder, tensors};
+    const AnyPeftAdapter head{head_training(), folder, tensors};
     this->registry.add_adapter(make_adapter<T>("head", head, this->model.adapter_sites()));
     this->model.select(this->registry.selection_of("head"));
   }
@@ -80,15 +86,16 @@ std::shared_ptr<AdapterSet<T>> new_adapters(const AdapterConfig& config, const s
 template <Scalar T>
 void check_adapters(const std::string& name, int count) {
   INFO(name);
-  Case<T> trained("adapters/" + name);
+  const AdapterHubHead head = load_adapterhub_head(kFolder + "adapters/" + name);
+  Case<T> trained("adapters/" + name, head.own);
   const AdapterHubAdapter adapter = load_adapterhub_adapter(trained.folder);
   trained.model.set_adapters(new_adapters<T>(adapter.config));
-  trained.attach(BertForSequenceClassification<T>::train_head());
+  trained.attach(trained.head_training());
   trained.check(count);
-  Case<T> loaded("adapters/" + name);
+  Case<T> loaded("adapters/" + name, head.own);
   loaded.model.set_adapters(load_adapterhub<T>(trained.folder, 2));
-  const AdapterHubHead head = load_adapterhub_head(trained.folder);
   CHECK(head.labels == std::vector<std::string>{"heart", "lung", "rare"});
+  CHECK(head.hidden_size == 32);
   loaded.attach_head(head.tensors);
   loaded.check_after();
 }
@@ -124,6 +131,9 @@ TEMPLATE_TEST_CASE("bottleneck adapters in a BERT equal AdapterHub's", "", float
   check_adapters<T>("double_seq_bn", 4 * 4 + 2);
   check_adapters<T>("par_bn", 2 * 5 + 2);
   check_adapters<T>("leave_out", 2 * 4 + 2);
+  check_adapters<T>("own_head", 4 * 4 + 4);
+  check_adapters<T>("own_head_gelu", 4 + 4);
+  check_adapters<T>("own_head_one_layer", 4 + 2);
   Case<T> split("adapters/batch_split");
   AdapterConfig config = AdapterConfig::seq_bn();
   config.reduction_factor = 8;
@@ -132,16 +142,34 @@ TEMPLATE_TEST_CASE("bottleneck adapters in a BERT equal AdapterHub's", "", float
   split.check(2 * 2 * 4 + 2);
 }
 
+TEMPLATE_TEST_CASE("a BERT trained in full with AdapterHub's head equals adapters': five steps and what they came to", "", float, double) {
+  using T = TestType;
+  Case<T> full("adapters/own_head_full", ClassificationHeadConfig{.name = "task"});
+  full.registry.add_adapter("base", FullConfig{}, full.model.base_sites(), 0);
+  full.registry.add_adapter("head", full.head_training(), full.model.adapter_sites(), 0);
+  full.model.select(full.registry.selection_of({{"base", 1.0}, {"head", 1.0}}));
+  Index count = 0;
+  full.model.for_each_parameter([&](const ParameterInfo& info, auto value, auto) {
+    count += value.size;
+    if (info.name.starts_with("heads.")) full.assign("start." + std::string(info.name), value);
+  });
+  CHECK(count == full.model.parameter_count());  // without the pooler, which the head does not read
+  full.check_steps(full.of_case["losses"].template get<std::vector<double>>(), SchedulerType::kConstant, 0.0);
+  // Five of Adam's steps of 1e-2 over every parameter, each on a gradient's sign where that is small.
+  check_close(full.model.predict(full.batch), full.golden("after.logits", 4, 3), 2e-2);
+}
+
 TEST_CASE("gradients of a BERT's methods with every dropout by central differences in double") {
-  const auto check = [](const auto& method, int count) {
-    Tiny<double> tiny;
+  const auto check = [](const auto& method, int count, const std::optional<ClassificationHeadConfig>& head = {}) {
+    Tiny<double> tiny(head);
     method(tiny.model);
-    tiny.attach(BertForSequenceClassification<double>::train_head());
+    tiny.attach(head ? head->training() : BertForSequenceClassification<double>::train_head());
     tiny.attach(FullConfig{.target_modules = {"output.LayerNorm", "word_embeddings"}});
     tiny.model.encoder().set_dropout(0.15f, 0.25f, 0.3f);
     tiny.batch.first_row = 40;
     tiny.batch.first_sequence = 9;
-    CHECK(tiny.check_differences(7) == count + 2 + 2 * 2 * 2 + 1);
+    const int of_head = head && head->layers == 2 ? 4 : 2;
+    CHECK(tiny.check_differences(7) == count + of_head + 2 * 2 * 2 + 1);
   };
   const auto adapters = [](AdapterConfig config) {
     config.reduction_factor = 8;
@@ -154,6 +182,33 @@ TEST_CASE("gradients of a BERT's methods with every dropout by central differenc
   check(adapters(AdapterConfig::seq_bn()), 2 * 4);
   check(adapters(AdapterConfig::double_seq_bn()), 4 * 4);
   check(adapters(AdapterConfig::par_bn()), 2 * 4);
+  check(adapters(AdapterConfig::seq_bn()), 2 * 4, ClassificationHeadConfig{});
+  check(adapters(AdapterConfig::seq_bn()), 2 * 4, ClassificationHeadConfig{.activation_function = "silu", .dropout_prob = 0.4f});
+  check([](auto&) {}, 0, ClassificationHeadConfig{.layers = 1});
+}
+
+TEST_CASE("AdapterHub's head: dropout before each of its linears, in training only; its own probability goes before the model's") {
+  const auto losses = [](ClassificationHeadConfig head, float of_model) {
+    Tiny<double> tiny(head);
+    tiny.model.encoder().set_dropout(0, 0, of_model);
+    std::vector<double> seen;
+    for (const std::uint32_t step : {1u, 2u}) {
+      LossSum sum;
+      tiny.model.forward_backward(tiny.batch, 0.25, 5, step, sum);
+      seen.push_back(sum.mean() - tiny.loss());
+    }
+    return seen;
+  };
+  for (const Index layers : {1, 2}) {
+    const ClassificationHeadConfig plain{.layers = layers}, own{.layers = layers, .dropout_prob = 0.3f},
+        none{.layers = layers, .dropout_prob = 0.0f};
+    CHECK(losses(plain, 0.0f) == std::vector<double>{0, 0});
+    CHECK(losses(none, 0.5f) == std::vector<double>{0, 0});
+    const std::vector<double> of_model = losses(plain, 0.3f);
+    CHECK(of_model[0] != of_model[1]);
+    CHECK(of_model[0] != 0);
+    CHECK(losses(own, 0.5f) == of_model);
+  }
 }
 
 TEST_CASE("a BERT's methods alone: what lies below the lowest is not run, gradients are the same") {
@@ -263,7 +318,165 @@ TEST_CASE("AdapterHub's head beside its adapter: written as read; broken ones ar
     INFO(from);
     CHECK_THROWS_WITH(load_adapterhub_head(folder), Catch::Contains(words));
   };
-  refused("\"config\": null", "\"config\": {\"head_type\": \"classification\"}", "own model classes");
+  refused("\"config\": null", "\"config\": {\"head_type\": \"classification\"}", "name");
   refused("\"lung\": 1", "\"lung\": 2", "label2id gives");
   refused("\"label2id\"", "\"labels\"", "no label2id");
+}
+
+namespace {
+
+std::map<std::string, std::vector<float>> tensors_of(const std::filesystem::path& path) {
+  std::map<std::string, std::vector<float>> result;
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  for (const TensorRef& tensor : file.tensors()) {
+    std::vector<float>& values = result[tensor.name + tensor.shape_text()];
+    values.resize(static_cast<std::size_t>(tensor.elements()));
+    tensor.read_f32(values.data());
+  }
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("AdapterHub's own head beside any method: written as adapters writes it, and read again") {
+  const io_test::ScratchFolder scratch;
+  const std::vector<std::string> labels{"heart", "lung", "rare"};
+  const AdapterHubInfo info{"task", "bert", "BertAdapterModel", "tiny", 32};
+  const std::string folder = kFolder + "adapters/own_head";
+  const AdapterHubHead theirs = load_adapterhub_head(folder);
+  REQUIRE(theirs.own == ClassificationHeadConfig{.name = "task"});
+  Case<float> same("adapters/own_head", theirs.own);
+  same.attach_head(theirs.tensors);
+  const auto head = same.registry.adapter("head");
+  const auto save = [&](const std::string& name, SavedAdapter<float> saved) {
+    const Index without = saved.parameter_count();
+    saved.set_own_head(labels, head, *theirs.own, info);
+    CHECK(saved.parameter_count() == without + 32 * 33 + 3 * 33);
+    AtomicDirectory set(scratch / name);
+    saved.write(set);
+    set.commit();
+    INFO(name);
+    CHECK(io_test::read_file(scratch / name / "head_config.json") == io_test::read_file(folder + "/head_config.json"));
+    CHECK(tensors_of(scratch / name / "model_head.safetensors") == tensors_of(folder + "/model_head.safetensors"));
+    CHECK_FALSE(std::filesystem::exists(scratch / name / "labels.json"));
+  };
+  // Python's folder, written again, is the same.
+  save("adapter", {load_adapterhub<float>(folder, 2), info});
+  CHECK(load_adapterhub_adapter(scratch / "adapter").info.model_class == "BertAdapterModel");
+  CHECK(tensors_of(scratch / "adapter" / "adapter.safetensors") == tensors_of(folder + "/adapter.safetensors"));
+  same.registry.add_adapter("base", FullConfig{.bias_only = true}, same.model.base_sites(), 0);
+  save("bitfit", same.registry.adapter("base"));
+  CHECK(load_any_peft_adapter(scratch / "bitfit").tensors.size() == 2 * 6 + 5);  // linears and norms
+  save("prompt", std::make_shared<PromptEmbedding<float>>(PromptTuningConfig{.num_virtual_tokens = 4}.fit_to(same.model.prompt_host()), 3));
+  CHECK(load_prompt_learning(scratch / "prompt").modules.empty());
+
+  // Nothing that is no such head is written.
+  const auto refused = [&](const ClassificationHeadConfig& config, const std::vector<std::string>& names, const std::string& words) {
+    SavedAdapter<float> saved(load_adapterhub<float>(folder, 2), info);
+    CHECK_THROWS_WITH((saved.set_own_head(names, head, config, info), [&] {
+                        AtomicDirectory set(scratch / "refused");
+                        saved.write(set);
+                      }()),
+                      Catch::Contains(words));
+  };
+  refused({.name = "my.task"}, labels, "without a point");
+  refused({.name = "task", .layers = 3}, labels, "layers is 3; expected 1 or 2");
+  refused({.name = "task", .dropout_prob = 1.0f}, labels, "dropout_prob is 1");
+  refused({.name = "task", .layers = 1}, labels, "none of the head \"task\" with 1 layers");
+  refused({.name = "other"}, labels, "none of the head \"other\"");
+  refused({.name = "task"}, {"heart", "lung"}, "heads.task.4.bias\" is [3]; its configuration gives [2]");
+  refused({.name = "task"}, {"heart", "lung", "lung"}, "no other class");
+}
+
+TEST_CASE("what AdapterHub loads with its own head: the committed folder is what is saved now (check_bert_adapters.py loads it)") {
+  const std::filesystem::path committed = kFolder + "ours";
+  const bool update = std::getenv("PEFT_UPDATE_GOLDEN") != nullptr;
+  const io_test::ScratchFolder scratch;
+  const ClassificationHeadConfig config{.name = "task", .activation_function = "relu"};
+  Tiny<float> tiny(config);
+  AdapterConfig bottleneck = AdapterConfig::seq_bn();
+  bottleneck.reduction_factor = 16;
+  const auto adapters = new_adapters<float>(bottleneck);
+  const auto head = tiny.registry.add_adapter("head", config.training(), tiny.model.adapter_sites(), 0);
+  tiny.model.set_adapters(adapters);
+  tiny.model.select(tiny.registry.selection_of("head"));
+  Index number = 0;
+  tiny.model.for_each_parameter([&](const ParameterInfo&, auto value, auto) {
+    for (Index i = 0; i < value.size; ++i) value[i] = static_cast<float>((i * 37 + number * 11) % 101 - 50) / 256.0f;
+    ++number;
+  });
+  const auto save = [&](const std::filesystem::path& folder) {
+    SavedAdapter<float> saved(adapters, {"task", "bert", "BertAdapterModel", "tiny", 32});
+    saved.set_own_head({"heart", "lung", "rare"}, head, config, {"task", "bert", "BertAdapterModel", "tiny", 32});
+    AtomicDirectory set(folder);
+    saved.write(set);
+    set.commit();
+  };
+  save(scratch.path());
+  const Matrix<float>& logits = tiny.model.predict(tiny.batch);
+  if (update) {
+    save(committed);
+    write_safetensors(committed / "outputs.safetensors", std::vector<TensorRef>{tensor_ref<float>("logits", logits.view())});
+  }
+  for (const char* file : {"adapter_config.json", "adapter.safetensors", "head_config.json", "model_head.safetensors"}) {
+    INFO(file << "; PEFT_UPDATE_GOLDEN=1 writes it anew");
+    CHECK(io_test::read_file(scratch / file) == io_test::read_file(committed / file));
+  }
+  const SafetensorsFile outputs = SafetensorsFile::open(committed / "outputs.safetensors");
+  check_close(logits, outputs.find("logits")->to_matrix(), 1e-5);
+}
+
+TEST_CASE("AdapterHub's own head: what it has and is not computed here is refused by name") {
+  const io_test::ScratchFolder scratch;
+  const std::string good = kFolder + "adapters/own_head/";
+  std::filesystem::copy_file(good + "model_head.safetensors", scratch / "model_head.safetensors");
+  const nlohmann::json fields = nlohmann::json::parse(io_test::read_file(good + "head_config.json"));
+  const auto loaded = [&](const auto& change) {
+    nlohmann::json json = fields;
+    change(json);
+    io_test::write_file(scratch / "head_config.json", json.dump());
+    return load_adapterhub_head(scratch.path());
+  };
+  const auto refused = [&](const char* field, const nlohmann::json& value, const std::string& words) {
+    INFO(field << " " << value);
+    CHECK_THROWS_WITH(loaded([&](auto& json) { json["config"][field] = value; }), Catch::Contains(words));
+  };
+  refused("head_type", "multilabel_classification", "head_type is \"multilabel_classification\"; expected \"classification\"");
+  refused("head_type", "tagging", "\"tagging\"");
+  refused("layers", 3, "layers is 3; expected 1 or 2");
+  refused("layers", "2", "layers is \"2\"; expected a whole number");
+  refused("layers", 1, "heads.task.4.bias\" is none of the head \"task\" with 1 layers");
+  refused("activation_function", "mish", "activation_function \"mish\" is not supported; expected tanh, relu");
+  refused("activation_function", nullptr, "activation_function is null");
+  refused("use_pooler", true, "use_pooler is true");
+  refused("bias", false, "bias is false");
+  refused("dropout_prob", 1.5, "dropout_prob is 1.5");
+  refused("num_labels", 4, "num_labels is 4, label2id names 3 classes");
+  refused("label2id", nullptr, "no label2id");
+  refused("label2id", {{"heart", 0}, {"lung", 2}, {"rare", 2}}, "label2id gives");
+  refused("label2id", {{"heart", 0}, {"lung", 1}}, "num_labels is 3");
+  refused("gates", 2, "\"gates\" to 2, a field");
+  const auto outer = [&](const char* field, const nlohmann::json& value, const std::string& words) {
+    INFO(field << " " << value);
+    CHECK_THROWS_WITH(loaded([&](auto& json) { json[field] = value; }), Catch::Contains(words));
+  };
+  outer("config", 3, "config is 3; expected an object");
+  outer("name", nullptr, "no \"name\"");
+  outer("name", "my.task", "without a point");
+  outer("name", "other", "heads.task.1.bias\" is none of the head \"other\"");
+  outer("hidden_size", 16, "is [32]; its configuration gives [16]");
+  outer("model_type", "t5", "\"t5\"; expected bert");
+  // What only a training needs is read; other activations are computed.
+  CHECK(loaded([](auto& json) { json["config"]["dropout_prob"] = 0.25; }).own->dropout_prob == 0.25f);
+  CHECK(loaded([](auto& json) { json["config"]["activation_function"] = "relu"; }).own->activation_function == "relu");
+  const auto weights = [&](const auto& change) {
+    std::vector<TensorRef> tensors = load_adapterhub_head(kFolder + "adapters/own_head").tensors;
+    change(tensors);
+    write_safetensors(scratch / "model_head.safetensors", tensors);
+    return loaded([](auto&) {});
+  };
+  CHECK_THROWS_WITH(weights([](auto& all) { all.erase(all.begin()); }), Catch::Contains("it has no heads.task.1.bias"));
+  CHECK_THROWS_WITH(weights([](auto& all) { all[0].name = "classifier.bias"; }), Catch::Contains("\"classifier.bias\" is none of the head"));
+  CHECK_THROWS_WITH(weights([](auto& all) { all[1].shape = {16, 64}; }), Catch::Contains("is [16, 64]; its configuration gives [32, 32]"));
+  CHECK_THROWS_WITH((Tiny<float>(ClassificationHeadConfig{.layers = 0})), Catch::Contains("layers is 0"));
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,10 +28,12 @@ template <Scalar T>
 struct Tiny {
   using A = Accumulator<T>;
 
-  Tiny()
+  // With a new head of AdapterHub's own, or the file's.
+  explicit Tiny(const std::optional<ClassificationHeadConfig>& head = {})
       : file(SafetensorsFile::open(kFolder + "tiny.safetensors")),
         source(peft_examples::open_bert_folder(kFolder + "tiny")),
-        model(peft_examples::load_bert_classifier<T>(source, 0, 0)) {
+        model(head ? peft_examples::load_bert_classifier<T>(source, *head, 3, 7)
+                   : peft_examples::load_bert_classifier<T>(source, 0, 0)) {
     std::ifstream(kFolder + "tiny.json") >> json;
     const auto ids = json["ids"].get<std::vector<std::int32_t>>();
     const auto labels = json["labels"].get<std::vector<std::int32_t>>();

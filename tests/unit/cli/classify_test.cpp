@@ -94,45 +94,48 @@ const std::vector<Case> kCases{
     {"parallel", {"--reduction-factor", "8", "--lr", "0.02"}, 2 * (2 * 32 * 4 + 4 + 32)},
 };
 
+/// Trains with a head of `head` parameters, tests, and reads the folder again.
+void check_learns(const Classes& place, const Case& one, Index head) {
+  INFO(one.method);
+  const Outcome training = place.trained(one.method, joined({"--method", one.method, "--test", place.val}, one.options));
+  const nlohmann::json json = training.json();
+  CHECK(has(training.err, "macro-F1"));
+  CHECK(json["method"] == one.method);
+  CHECK(json["labels"] == nlohmann::json{"Herz \u2665", "lung", "rare"});
+  if (one.added >= 0) CHECK(json["trainable"] == one.added + head);
+  CHECK(json["val_loss_after"].get<double>() < json["val_loss_before"].get<double>() - 0.02);
+  CHECK(json["test"]["records"] == 9);
+  CHECK(json["test"]["accuracy"] == json["val_accuracy"]);
+  CHECK(json["test"]["macro_f1"] == json["val_macro_f1"]);
+
+  const Outcome outcome = place.eval(one.method, {"--predictions", place.folder / "predictions.jsonl"});
+  INFO(outcome.err);
+  REQUIRE(outcome.status == 0);
+  const nlohmann::json eval = outcome.json();
+  // A P-tuning's encoder is folded into rows, an AdaLoRA's dead columns are gone: sums in another order.
+  CHECK(eval["loss"].get<double>() == Approx(json["val_loss_after"].get<double>()).epsilon(1e-5));
+  CHECK(eval["confusion"] == json["test"]["confusion"]);
+  CHECK(eval["classes"][1]["label"] == "lung");
+  const std::string predictions = read_file(place.folder / "predictions.jsonl");
+  CHECK(std::count(predictions.begin(), predictions.end(), '\n') == 9);
+  const auto first = nlohmann::json::parse(predictions.substr(0, predictions.find('\n')));
+  CHECK(first["label"] == "Herz \u2665");
+
+  const nlohmann::json said = run(place.folder, {"classify", "--model", place.model, "--adapter", place.folder / one.method,
+                                                 "--text", first["text"].get<std::string>(), "--json"}).json();
+  CHECK(said["label"] == first["predicted"]);
+  CHECK(said["probabilities"].size() == 3);
+  CHECK(said["probabilities"]["lung"].get<double>() == Approx(first["probabilities"]["lung"].get<double>()).epsilon(1e-5));
+  const Outcome inspect = run(place.folder, {"inspect", place.folder / one.method, "--json"});
+  INFO(inspect.err);
+  CHECK(inspect.status == 0);
+}
+
 }  // namespace
 
 TEST_CASE("classify: every method learns, is tested, and its folder alone says the same classes") {
   const Classes place;
-  for (const Case& one : kCases) {
-    INFO(one.method);
-    const Outcome training = place.trained(one.method, joined({"--method", one.method, "--test", place.val}, one.options));
-    const nlohmann::json json = training.json();
-    CHECK(has(training.err, "macro-F1"));
-    CHECK(json["method"] == one.method);
-    CHECK(json["labels"] == nlohmann::json{"Herz \u2665", "lung", "rare"});
-    if (one.added >= 0) CHECK(json["trainable"] == one.added + 3 * 33);
-    CHECK(json["val_loss_after"].get<double>() < json["val_loss_before"].get<double>() - 0.02);
-    CHECK(json["test"]["records"] == 9);
-    CHECK(json["test"]["accuracy"] == json["val_accuracy"]);
-    CHECK(json["test"]["macro_f1"] == json["val_macro_f1"]);
-
-    const Outcome outcome = place.eval(one.method, {"--predictions", place.folder / "predictions.jsonl"});
-    INFO(outcome.err);
-    REQUIRE(outcome.status == 0);
-    const nlohmann::json eval = outcome.json();
-    // A P-tuning's encoder is folded into rows, an AdaLoRA's dead columns are gone: sums in another order.
-    CHECK(eval["loss"].get<double>() == Approx(json["val_loss_after"].get<double>()).epsilon(1e-5));
-    CHECK(eval["confusion"] == json["test"]["confusion"]);
-    CHECK(eval["classes"][1]["label"] == "lung");
-    const std::string predictions = read_file(place.folder / "predictions.jsonl");
-    CHECK(std::count(predictions.begin(), predictions.end(), '\n') == 9);
-    const auto first = nlohmann::json::parse(predictions.substr(0, predictions.find('\n')));
-    CHECK(first["label"] == "Herz \u2665");
-
-    const nlohmann::json said = run(place.folder, {"classify", "--model", place.model, "--adapter", place.folder / one.method,
-                                                   "--text", first["text"].get<std::string>(), "--json"}).json();
-    CHECK(said["label"] == first["predicted"]);
-    CHECK(said["probabilities"].size() == 3);
-    CHECK(said["probabilities"]["lung"].get<double>() == Approx(first["probabilities"]["lung"].get<double>()).epsilon(1e-5));
-    const Outcome inspect = run(place.folder, {"inspect", place.folder / one.method, "--json"});
-    INFO(inspect.err);
-    CHECK(inspect.status == 0);
-  }
+  for (const Case& one : kCases) check_learns(place, one, 3 * 33);
   // The task is learned, not only a little.
   CHECK(place.eval("lora").json()["accuracy"] == 1.0);
 }
@@ -170,6 +173,65 @@ TEST_CASE("classify: folders are those of Python PEFT and AdapterHub, with the h
   CHECK(has(two.err, "classifier"));
 }
 
+TEST_CASE("classify: AdapterHub's own head learns beside any method, in its files; the pooler is not there") {
+  const Classes place;
+  const Arguments own{"--head", "adapterhub"};
+  const Index head = 32 * 33 + 3 * 33;
+  for (Case one : kCases) {
+    const bool is_full = one.method == "full";
+    if (!is_full && one.method != "houlsby" && one.method != "lora" && one.method != "prompt") continue;
+    one.options = joined(one.options, own);
+    check_learns(place, one, is_full ? head - 32 * 33 : head);
+    const fs::path folder = place.folder / one.method;
+    CHECK_FALSE(fs::exists(folder / "labels.json"));
+    const peft::AdapterHubHead file = peft::load_adapterhub_head(folder);
+    CHECK(file.own == peft::ClassificationHeadConfig{});
+    CHECK(file.labels == std::vector<std::string>{"Herz \u2665", "lung", "rare"});
+    const nlohmann::json inspected = run(place.folder, {"inspect", folder, "--json"}).json();
+    CHECK(inspected["head"]["layers"] == 2);
+    CHECK(inspected["labels"][1] == "lung");
+    if (one.added >= 0) CHECK(inspected["parameters"] == one.added + (is_full ? head - 32 * 33 : head));
+  }
+  CHECK(nlohmann::json::parse(read_file(place.folder / "houlsby/adapter_config.json"))["model_class"] == "BertAdapterModel");
+  CHECK(peft::load_any_peft_adapter(place.folder / "lora").config.get_if<peft::LoraConfig>()->modules_to_save.empty());
+  for (const peft::TensorRef& tensor : peft::load_any_peft_adapter(place.folder / "full").tensors) {
+    CHECK_FALSE(has(tensor.name, "pooler"));
+    CHECK_FALSE(has(tensor.name, "heads."));
+  }
+  CHECK(peft::load_prompt_learning(place.folder / "prompt").modules.empty());
+
+  // What does not fit, by name.
+  const auto refused = [&](const Outcome& outcome, int status, const Arguments& words) {
+    INFO(outcome.err);
+    CHECK(outcome.status == status);
+    for (const std::string& word : words) CHECK(has(outcome.err, word));
+  };
+  refused(place.eval("lora", {"--labels", "Herz \u2665,lung"}), 1, {"its head has 3 classes, 2 are named"});
+  CHECK(place.eval("lora", {"--labels", "Herz \u2665,lung,rare"}).status == 0);
+  refused(run(place.folder, place.training("new", {"--method", "head", "--head", "adapterhub"})), 2, {"--head", "--method head"});
+  refused(run(place.folder, place.training("new", {"--head", "own"})), 2, {"--head", "own"});
+  refused(run(place.folder, {"train", "--model", place.model, "--data", place.train, "--out", place.folder / "new", "--head", "adapterhub"}),
+          2, {"--head", "is an option of --task classify"});
+  CHECK_FALSE(fs::exists(place.folder / "new"));
+  // A run goes on with the head that it began with.
+  refused(run(place.folder, place.training("houlsby", {"--method", "houlsby", "--reduction-factor", "8", "--lr", "0.02", "--resume"})), 1,
+          {"resuming", "adapter_config.json", "began with"});
+  // A head of a wider model.
+  const peft::Matrix<float> first = peft::Matrix<float>::zeros(24, 24), last = peft::Matrix<float>::zeros(3, 24);
+  const auto bias_of = [](const char* name, const peft::Matrix<float>& weight) {
+    return peft::tensor_ref<float>(name, peft::VectorView<const float>(weight.data(), weight.rows()));
+  };
+  peft::AtomicDirectory set(place.folder / "lora");
+  peft::write_adapterhub_head(set, {"default", "bert", "BertAdapterModel", "bert", 24}, peft::ClassificationHeadConfig{},
+                              {"Herz \u2665", "lung", "rare"},
+                              std::vector<peft::TensorRef>{peft::tensor_ref<float>("heads.default.1.weight", first.view()),
+                                                           bias_of("heads.default.1.bias", first),
+                                                           peft::tensor_ref<float>("heads.default.4.weight", last.view()),
+                                                           bias_of("heads.default.4.bias", last)});
+  set.commit();
+  refused(place.eval("lora"), 1, {"hidden_size 24; expected 32"});
+}
+
 TEST_CASE("classify: the model's own head is measured where there is no adapter") {
   const Classes place;
   std::string lines = Classes::records(9, 0);
@@ -191,6 +253,7 @@ TEST_CASE("classify: stopped and resumed, it ends where an uninterrupted run doe
       {"prompt", {"--method", "prompt", "--num-virtual-tokens", "3"}},
       {"houlsby", {"--method", "houlsby", "--reduction-factor", "8", "--dropout", "0.1"}},
       {"lora", {"--method", "lora", "--r", "2", "--bias", "all"}},
+      {"own-head", {"--method", "adapter", "--reduction-factor", "8", "--head", "adapterhub"}},
   };
   for (const auto& [name, options] : cases) {
     INFO(name);
