@@ -1,6 +1,7 @@
 #pragma once
 /// A trainer's state as the library's train-state file, and back, bit for bit.
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -149,6 +150,7 @@ class LoadedTrainerState {
                                 eight_bit(detail::kExpAvgSq, other)});
       keep(tensor->file);
     }
+    std::sort(state_.moments.begin(), state_.moments.end(), [](const auto& x, const auto& y) { return x.name < y.name; });
   }
 
   /// The second moment of a first one. Throws FormatError where there is none of its shape.

@@ -65,7 +65,10 @@ RunIdentity run_identity(const TrainerConfig& config, const D& data) {
     identity.emplace_back("loraplus_lr_embedding", fmt::to_string(config.loraplus_lr_embedding));
   }
   // Where moments stand changes no bits.
-  if (is_8bit(config.optim)) identity.emplace_back("optimizer", std::string(name_of(OptimizerType::kAdamW8bit)));
+  if (is_8bit(config.optim)) {
+    identity.emplace_back("optimizer", std::string(name_of(OptimizerType::kAdamW8bit)));
+    identity.emplace_back("min_8bit_size", fmt::to_string(config.min_8bit_size));
+  }
   return identity;
 }
 

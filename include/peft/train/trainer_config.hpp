@@ -49,6 +49,7 @@ struct TrainerConfig {
   double loraplus_lr_ratio = 0.0;        ///< above 0: LoRA+, B learns so many times as fast as A
   double loraplus_lr_embedding = 1e-6;   ///< with LoRA+: of parameters on embeddings, at learning_rate's height
   OptimizerType optim = OptimizerType::kAdamW;
+  Index min_8bit_size = 4096;                 ///< of a parameter, in elements, to have its moments in 8 bits
   Index optimizer_memory = Index{256} << 20;  ///< of a paged optimizer: bytes of its state that may be in memory
   std::filesystem::path optimizer_folder{};   ///< where its file is made, on a disk; empty: the folder for temporary files
   std::uint64_t seed = 42;  ///< of the records' order and of dropout
@@ -114,6 +115,7 @@ struct TrainerConfig {
   AdamWConfig adamw() const {
     AdamWConfig config{adam_beta1, adam_beta2, adam_epsilon, weight_decay};
     if (is_8bit(optim)) config.optim_bits = 8;
+    config.min_8bit_size = min_8bit_size;
     if (is_paged(optim)) {
       config.paged = {optimizer_folder.empty() ? std::filesystem::temp_directory_path() : optimizer_folder, optimizer_memory};
     }
