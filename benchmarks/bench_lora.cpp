@@ -1,4 +1,5 @@
-// A dense linear layer 4096 × 4096 in float with and without LoRA of rank 8, and what a registry does with the adapter of a whole model of SmolLM2-135M's shape: switch, load, merge, restore.
+// A dense linear layer 4096 × 4096 in float with and without LoRA of rank 8, and what a registry does with the adapter of a
+// whole model of SmolLM2-135M's shape: switch, load, merge, restore.
 //   bench_lora [--benchmark_filter=linear]
 
 #include <benchmark/benchmark.h>

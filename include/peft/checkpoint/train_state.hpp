@@ -272,7 +272,8 @@ namespace detail {
 inline void forget_pages(const MappedFile& file, std::span<const std::byte> bytes) noexcept {
   constexpr std::size_t kAround = std::size_t{64} << 10;  // what the system maps around a page that is touched
   const std::span<const std::byte> all = file.bytes();
-  const auto start = static_cast<std::size_t>(bytes.data() - all.data());
+  const std::size_t start = reinterpret_cast<std::uintptr_t>(bytes.data()) - reinterpret_cast<std::uintptr_t>(all.data());
+  if (start >= all.size() || bytes.size() > all.size() - start) return;  // another's memory
   const std::size_t first = start > kAround ? start - kAround : 0;
   file.release(all.subspan(first, std::min(all.size() - first, start - first + bytes.size() + kAround)));
 }

@@ -100,7 +100,7 @@ class PagedBuffer {
   }
 
   /// Begins to write `part` back to the disk and takes it out of memory, with what the system mapped around it. The bytes stay
-  /// what they are and can be used again.
+  /// what they are and can be used again. Bytes that are not this buffer's are left alone.
   void release(std::span<const std::byte> part) const noexcept {
     Pages pages = pages_of(part, kNeighbourhood);
     const std::size_t last = pages.first + pages.size;
@@ -123,10 +123,10 @@ class PagedBuffer {
     std::size_t first = 0, size = 0;  ///< in bytes, from the start
   };
 
-  /// The whole pages that hold `part` and `around` bytes on either side.
+  /// The whole pages that hold `part` and `around` bytes on either side; none for bytes of another's memory.
   Pages pages_of(std::span<const std::byte> part, std::size_t around) const noexcept {
-    if (part.empty() || data_ == nullptr) return {};
-    const auto start = static_cast<std::size_t>(part.data() - data_);
+    const std::size_t start = reinterpret_cast<std::uintptr_t>(part.data()) - reinterpret_cast<std::uintptr_t>(data_);
+    if (part.empty() || data_ == nullptr || start >= size_ || part.size() > size_ - start) return {};
     const std::size_t end = start + part.size();
     const std::size_t page = page_size();
     const std::size_t first = (start > around ? start - around : 0) / page * page;

@@ -305,6 +305,16 @@ TEST_CASE("run folder: moments in 8 bits go on, bit for bit, in a file or in mem
   Process in_8_bits(plain.folder.path(), settings, 7);
   CHECK_THROWS_WITH(in_8_bits.files.resume(in_8_bits.trainer), Catch::Contains("optimizer is \"adamw_8bit\""));
 
+  // While a state is written, the memory of what is in the file can be given back; likewise while it is read.
+  TrainerState<float> view = whole.state->view();
+  std::size_t written = 0, all = 0;
+  view.done = [&](std::span<const std::byte> bytes) { written += bytes.size(); };
+  const TrainState to_write = to_train_state(view, {});
+  save_train_state(whole.folder / "state.safetensors", to_write);
+  for (const TensorRef& one : to_write.tensors) all += one.bytes.size();
+  CHECK(written == all);
+  CHECK(LoadedTrainerState<float>(load_train_state(whole.folder / "state.safetensors")).state().done);
+
   // A file that says one thing of its moments and holds another.
   const auto path = whole.folder.path() / "checkpoint-last/train_state.safetensors";
   const auto refused = [&](auto&& spoil, const char* why) {
