@@ -73,18 +73,19 @@ class PagedBuffer {
   std::byte* data() const noexcept { return data_; }
   std::size_t size() const noexcept { return size_; }
 
-  /// From now on release() leaves the first `bytes` bytes in memory.
+  /// From now on release() leaves the first `bytes` bytes in memory, where they come as they are touched: neither prefetch()
+  /// nor populate() look after them.
   void keep(std::size_t bytes) noexcept { kept_ = bytes; }
 
   /// Begins to read `part` from the disk, and does not wait for it.
   void prefetch(std::span<const std::byte> part) const noexcept {
-    const Pages pages = pages_of(part, 0);
+    const Pages pages = pages_beyond_kept(part, 0);
     if (pages.size > 0) ::madvise(data_ + pages.first, pages.size, MADV_WILLNEED);
   }
 
   /// Brings `part` into memory, to be written, at once instead of page by page. Throws IoError where the disk fails.
   void populate(std::span<const std::byte> part) const {
-    const Pages pages = pages_of(part, 0);
+    const Pages pages = pages_beyond_kept(part, 0);
     if (pages.size == 0) return;
 #if defined(__linux__)
     constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE of Linux 5.14; older ones refuse it, and read when touched
@@ -102,11 +103,8 @@ class PagedBuffer {
   /// Begins to write `part` back to the disk and takes it out of memory, with what the system mapped around it. The bytes stay
   /// what they are and can be used again. Bytes that are not this buffer's are left alone.
   void release(std::span<const std::byte> part) const noexcept {
-    Pages pages = pages_of(part, kNeighbourhood);
-    const std::size_t last = pages.first + pages.size;
-    if (pages.first < kept_) pages.first = kept_ / page_size() * page_size();
-    if (pages.first >= last) return;
-    pages.size = last - pages.first;
+    const Pages pages = pages_beyond_kept(part, kNeighbourhood);
+    if (pages.size == 0) return;
     ::madvise(data_ + pages.first, pages.size, MADV_DONTNEED);
 #if defined(__linux__) && defined(SYNC_FILE_RANGE_WRITE)
     ::sync_file_range(file_, static_cast<off_t>(pages.first), static_cast<off_t>(pages.size), SYNC_FILE_RANGE_WRITE);
@@ -132,6 +130,13 @@ class PagedBuffer {
     const std::size_t first = (start > around ? start - around : 0) / page * page;
     const std::size_t last = size_ - end > around ? (end + around + page - 1) / page * page : size_;
     return {first, (last < size_ ? last : size_) - first};
+  }
+
+  Pages pages_beyond_kept(std::span<const std::byte> part, std::size_t around) const noexcept {
+    const Pages pages = pages_of(part, around);
+    const std::size_t last = pages.first + pages.size, kept = kept_ / page_size() * page_size();
+    const std::size_t first = pages.first < kept ? kept : pages.first;
+    return first < last ? Pages{first, last - first} : Pages{};
   }
 
   /// A new file that no other process can name. Throws IoError.
