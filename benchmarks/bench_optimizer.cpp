@@ -1,4 +1,4 @@
-// One step of AdamW over 16.7 M parameters: moments in 32 and in 8 bits, in memory and in a file of which a budget is in memory.
+// One step of AdamW over 16.7 M parameters: moments in 32 and in 8 bits, in memory and in a file within a budget of memory.
 //   bench_optimizer [--benchmark_filter=adamw/8bit]
 
 #include <benchmark/benchmark.h>

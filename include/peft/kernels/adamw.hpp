@@ -8,6 +8,7 @@
 
 #include "peft/core/executor.hpp"
 #include "peft/core/rounded.hpp"
+#include "peft/kernels/eight_bit_tables.hpp"
 #include "peft/kernels/kernel_table.hpp"
 
 PEFT_BEGIN_NAMESPACE

@@ -149,15 +149,16 @@ class AdamW {
 
   static void check_kind(const Place& place, const Moments<A>& saved) {
     if (saved.is_8bit() != place.is_8bit) {
-      fail<ConfigError>("AdamW: the saved moments of parameter {} are in {} bits; expected {}: go on with the optimizer that the "
-                        "run began with",
+      fail<ConfigError>("AdamW: the saved moments of parameter {} are in {} bits; expected {}: go on with the optimizer that "
+                        "the run began with",
                         place.name, saved.is_8bit() ? 8 : 32, place.is_8bit ? 8 : 32);
     }
     const Index m = place.is_8bit ? saved.m_8bit.codes.size : saved.m.size;
     const Index v = place.is_8bit ? saved.v_8bit.codes.size : saved.v.size;
     const Index blocks = place.is_8bit ? MomentsMemory<A>::blocks(place.size) : 0;
     if (m != place.size || v != place.size || saved.m_8bit.absmax.size != blocks || saved.v_8bit.absmax.size != blocks) {
-      fail<ShapeError>("AdamW: the saved moments of parameter {} have {} and {} elements, and {} and {} maxima; expected {} and {}",
+      fail<ShapeError>("AdamW: the saved moments of parameter {} have {} and {} elements, and {} and {} maxima; expected {} "
+                       "and {}",
                        place.name, m, v, saved.m_8bit.absmax.size, saved.v_8bit.absmax.size, place.size, blocks);
     }
   }

@@ -88,8 +88,8 @@ inline void check_identity(const RunIdentity& saved, const RunIdentity& own) {
     return std::find_if(identity.begin(), identity.end(), [](const auto& entry) { return entry.first == "optimizer"; });
   };
   if (const auto found = optimizer(saved); found != saved.end() && optimizer(own) == own.end()) {
-    fail<ConfigError>("resume: optimizer is {}, but the saved run has {}; a run goes on with the settings and data it began with, "
-                      "or starts anew",
+    fail<ConfigError>("resume: optimizer is {}, but the saved run has {}; a run goes on with the settings and data it began "
+                      "with, or starts anew",
                       name_of(OptimizerType::kAdamW), found->second);
   }
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string_view>
+#include <system_error>
 
 #include "peft/core/rounded.hpp"
 #include "peft/error.hpp"
@@ -112,12 +113,19 @@ struct TrainerConfig {
     const Index steps = total_steps(records);
     return {lr_scheduler_type, learning_rate, steps, warmup_step_count(steps, warmup_steps, warmup_ratio)};
   }
+  /// Throws ConfigError where a paged optimizer has no folder.
   AdamWConfig adamw() const {
     AdamWConfig config{adam_beta1, adam_beta2, adam_epsilon, weight_decay};
     if (is_8bit(optim)) config.optim_bits = 8;
     config.min_8bit_size = min_8bit_size;
     if (is_paged(optim)) {
-      config.paged = {optimizer_folder.empty() ? std::filesystem::temp_directory_path() : optimizer_folder, optimizer_memory};
+      config.paged = {optimizer_folder, optimizer_memory};
+      std::error_code error;
+      if (optimizer_folder.empty()) config.paged->folder = std::filesystem::temp_directory_path(error);
+      if (error) {
+        fail<ConfigError>("TrainerConfig: there is no folder for temporary files ({}); expected optimizer_folder",
+                          error.message());
+      }
     }
     config.loraplus_lr_ratio = loraplus_lr_ratio;
     if (learning_rate > 0.0) config.loraplus_embedding_ratio = quotient(loraplus_lr_embedding, learning_rate);
