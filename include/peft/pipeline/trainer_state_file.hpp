@@ -83,7 +83,8 @@ template <std::floating_point A>
 class LoadedTrainerState {
  public:
   /// Copies what `file` holds, but for the moments. Throws FormatError for what is missing or of another type, ShapeError for
-  /// maxima that do not fit their codes, NumericError for matrices that are not finite. `identity` of the result is the whole fingerprint of the file.
+  /// maxima that do not fit their codes, NumericError for matrices that are not finite. `identity` of the result is the whole
+  /// fingerprint of the file.
   explicit LoadedTrainerState(const TrainState& file) {
     state_.identity = file.fingerprint;
     TrainerProgress& p = state_.progress;
