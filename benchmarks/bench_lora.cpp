@@ -1,5 +1,5 @@
-// A dense linear layer 4096 × 4096 in float with and without LoRA of rank 8, the optimizer over as many parameters, and
-// what a registry does with the adapter of a whole model of SmolLM2-135M's shape: switch, load, merge, restore.
+// A dense linear layer 4096 × 4096 in float with and without LoRA of rank 8, and what a registry does with the adapter of a
+// whole model of SmolLM2-135M's shape: switch, load, merge, restore.
 //   bench_lora [--benchmark_filter=linear]
 
 #include <benchmark/benchmark.h>
@@ -16,7 +16,6 @@
 #include "peft/adapter_registry.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/dense_linear.hpp"
-#include "peft/kernels/adamw.hpp"
 #include "peft/lora.hpp"
 #include "peft/merge.hpp"
 #include "peft/pipeline/registry_loader.hpp"
@@ -60,28 +59,6 @@ void linear(benchmark::State& state, Index m, bool with_lora) {
   state.counters["%FMA"] =
       benchmark::Counter(runs * 2.0 * weights * static_cast<double>(m) * 1e-7 / peak, benchmark::Counter::kIsRate);
   state.counters["%read"] = benchmark::Counter(runs * 4.0 * weights * 1e-7 / bandwidth, benchmark::Counter::kIsRate);
-}
-
-/// 16.7 M parameters as one tensor: 16 bytes read and 12 written for each.
-void adamw(benchmark::State& state) {
-  constexpr Index kCount = kWidth * kWidth;
-  Buffer<float> p = Buffer<float>::zeros(kCount), m = Buffer<float>::zeros(kCount), v = Buffer<float>::zeros(kCount);
-  Buffer<float> g(kCount);
-  for (float& value : g) value = 0.01f;
-  kernels::AdamWStep update;
-  update.lr = 1e-3;
-  update.beta1 = 0.9;
-  update.beta2 = 0.999;
-  update.eps = 1e-8;
-  update.bias_correction1 = 0.1;
-  update.bias_correction2 = 0.001;
-  const double bandwidth = read_bandwidth(kCount * 16);
-  for (auto _ : state) {
-    kernels::adamw_step(kCount, p.data(), g.data(), m.data(), v.data(), update, default_executor());
-  }
-  const double count = static_cast<double>(kCount) * static_cast<double>(state.iterations());
-  state.counters["M/s"] = benchmark::Counter(count * 1e-6, benchmark::Counter::kIsRate);
-  state.counters["%read"] = benchmark::Counter(count * 16e-7 / bandwidth, benchmark::Counter::kIsRate);
 }
 
 /// A model with two adapters on all linears, the second one also on disk.
@@ -154,7 +131,6 @@ int main(int argc, char** argv) {
       add("linear/" + std::to_string(m), [=](benchmark::State& state) { linear(state, m, false); });
       add("linear_lora/" + std::to_string(m), [=](benchmark::State& state) { linear(state, m, true); });
     }
-    add("adamw", adamw);
     add("switch", switch_adapter);
     add("load", load);
     add("merge", merge);

@@ -1,6 +1,6 @@
 """torch + transformers + peft: the LoRA step of bench_step.cpp and the bare matrix products of that step.
 
-    lora_step.py qv|all_linears|products|linear/M|linear_lora/M|adamw     prints one line of JSON
+    lora_step.py qv|all_linears|products|linear/M|linear_lora/M|adamw|adamw_8bit     prints one line of JSON
 """
 
 import sys
@@ -55,6 +55,15 @@ def adamw():
     report(**{"M/s": 4096 * 4096 * 1e-6 / measure(optimizer.step, 15)})
 
 
+def adamw_8bit():
+    import bitsandbytes
+
+    parameter = torch.nn.Parameter(torch.zeros(4096, 4096))
+    parameter.grad = torch.rand_like(parameter) * 0.02 - 0.01
+    optimizer = bitsandbytes.optim.AdamW8bit([parameter], lr=1e-3, weight_decay=0.0)
+    report(**{"M/s": 4096 * 4096 * 1e-6 / measure(optimizer.step, 5)})
+
+
 def main(work):
     torch.set_num_threads(2)
     name, _, rows = work.partition("/")
@@ -63,7 +72,7 @@ def main(work):
     elif name in ("linear", "linear_lora"):
         linear(int(rows), name == "linear_lora")
     else:
-        {"products": products, "adamw": adamw}[name]()
+        {"products": products, "adamw": adamw, "adamw_8bit": adamw_8bit}[name]()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cstdio>
 #include <filesystem>
 #include <optional>
@@ -15,6 +14,7 @@
 
 #include "cli/command.hpp"
 #include "cli/merged_model.hpp"
+#include "cli/size.hpp"
 #include "hosts/llama_config_json.hpp"
 #include "hosts/metadata_writer.hpp"
 #include "hosts/open_model.hpp"
@@ -39,20 +39,6 @@ struct MergeOptions {
 constexpr std::array<std::string_view, 8> kTokenizerFiles = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt"};
-
-/// "5GB", "500MB", "2GiB" or a number of bytes, as transformers reads them.
-Index parse_size(const std::string& text) {
-  double number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  const std::string_view unit(end, static_cast<std::size_t>(text.data() + text.size() - end));
-  constexpr std::pair<std::string_view, double> kUnits[] = {{"", 1.0},     {"B", 1.0},         {"KB", 1e3},
-                                                            {"MB", 1e6},   {"GB", 1e9},        {"TB", 1e12},
-                                                            {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}};
-  for (const auto& [name, factor] : kUnits) {
-    if (error == std::errc() && unit == name && number * factor >= 1 && number * factor < 1e18) return static_cast<Index>(number * factor);
-  }
-  peft::fail<peft::ConfigError>("--max-shard-size is {}; expected a size like 5GB, 500MB or 2GiB", peft::quote_text(text));
-}
 
 peft::StoredType stored_type(const std::string& dtype) {
   return dtype == "bf16" ? peft::StoredType::kBF16 : dtype == "f16" ? peft::StoredType::kF16 : peft::StoredType::kF32;
@@ -166,7 +152,7 @@ int run_merge(const MergeOptions& options) {
   const fs::path out = options.out;
   const std::string ending = out.extension().string();
   const bool to_folder = ending != ".gguf" && ending != ".safetensors";
-  const Index max_shard = parse_size(options.max_shard_size);
+  const Index max_shard = parse_size("--max-shard-size", options.max_shard_size);
   check_target(out, options.model.model, to_folder);
   const peft::StoredType type = stored_type(options.model.dtype);
   MergedModel model(open_model(options.model.model), options.model.adapter);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cli/records.hpp"
+#include "cli/size.hpp"
 #include "cli/task_option.hpp"
 #include "cli/train_run.hpp"
 #include "peft/activated_lora.hpp"
@@ -150,6 +151,14 @@ void add_train_command(CLI::App& app, Run& run) {
       ->capture_default_str();
   command.add_option("--warmup-steps", t.warmup_steps, "optimizer steps of rising learning rate")->capture_default_str();
   command.add_option("--warmup-ratio", t.warmup_ratio, "the same as a share of all steps")->capture_default_str();
+  command.add_option("--optimizer", o.optimizer,
+                     "adamw_torch; adamw_8bit: its state in 8 bits; paged_adamw_32bit, paged_adamw_8bit: the state in a file in --out")
+      ->check(CLI::IsMember({"adamw", "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_32bit",
+                             "paged_adamw_8bit"}))
+      ->capture_default_str();
+  CLI::Option* const memory = command.add_option("--optimizer-memory", o.optimizer_memory,
+                                                 "of a paged optimizer's state, what may be in memory")
+                                  ->capture_default_str();
   command.add_option("--weight-decay", t.weight_decay, "of AdamW")->capture_default_str();
   command.add_option("--max-grad-norm", t.max_grad_norm, "gradients are clipped to this norm; 0: never")->capture_default_str();
   command.add_option("--eval-steps", t.eval_steps, "validate every so many steps instead of after each epoch");
@@ -168,11 +177,17 @@ void add_train_command(CLI::App& app, Run& run) {
   command.add_option("--seed", t.seed, "of the adapter's start, the records' order and dropout")->capture_default_str();
   command.add_flag("--resume", o.resume, "go on with the run in --out, bit for bit");
   command.add_flag("--json", o.json, "last line of stdout: the result as JSON");
-  command.callback([options, &command, &run] {
+  command.callback([options, &command, memory, &run] {
     options->method.check(options->task, options->head);
     refuse_options_of_other_task(command, options->task);
-    run = [options, &command] {
+    run = [options, &command, memory] {
       TrainOptions& settings = *options;
+      settings.trainer.optim = peft::optimizer_type_from(settings.optimizer);
+      settings.trainer.optimizer_memory = parse_size("--optimizer-memory", settings.optimizer_memory);
+      settings.trainer.optimizer_folder = settings.out;
+      if (memory->count() > 0 && !is_paged(settings.trainer.optim)) {
+        peft::fail<peft::ConfigError>("--optimizer-memory is for paged optimizers; --optimizer is {}", settings.optimizer);
+      }
       settings.has_learning_rate = command.count("--lr") > 0;
       if (command.count("--eval-steps") > 0) settings.trainer.eval_strategy = peft::IntervalStrategy::kSteps;
       settings.trainer.lr_scheduler_type = peft::scheduler_type_from(settings.scheduler);

@@ -45,6 +45,14 @@ class TrainRun {
                                work_.validation() != nullptr ? work_.validation()->records() : 0, options_.model.dtype));
     progress_.line(peft::trainable_parameters_text(trainable_, total_));
 
+    if (options_.trainer.optim != peft::OptimizerType::kAdamW) {
+      progress_.line(fmt::format("optimizer: {}{}", name_of(options_.trainer.optim),
+                                 is_paged(options_.trainer.optim)
+                                     ? fmt::format("; of its state at most {} bytes in memory, the rest in a file in {}",
+                                                   options_.trainer.optimizer_memory, options_.out)
+                                     : ""));
+    }
+
     peft::RunIdentity identity{{"model", model_fingerprint(options_.model.model)}, {"dtype", options_.model.dtype}};
     work_.add_identity(identity);
     peft::TrainerCheckpointing<T> checkpointing(
@@ -132,6 +140,7 @@ class TrainRun {
                                            {"train_loss", result.train_loss},
                                            {"peak_rss_mib", peak_rss_mib()},
                                            {"method", work_.method().name},
+                                           {"optimizer", std::string(peft::name_of(options_.trainer.optim))},
                                            {"learning_rate", options_.has_learning_rate ? options_.trainer.learning_rate
                                                                                         : work_.method().learning_rate},
                                            {"trainable", trainable_},

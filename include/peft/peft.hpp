@@ -72,6 +72,7 @@
 #include "peft/train/virtual_tokens.hpp"
 #include "peft/data/labelled_jsonl.hpp"
 #include "peft/data/classification_data.hpp"
+#include "peft/train/paged_adamw.hpp"
 #include "peft/train/trainer.hpp"
 #include "peft/train/loss_svg.hpp"
 #include "peft/eval/perplexity.hpp"

@@ -389,6 +389,17 @@ void optimizer(Hash& hash, ExecutorRef executor) {
   hash.add(p);
   hash.add(m);
   hash.add(v);
+  Buffer<std::uint8_t> codes = Buffer<std::uint8_t>::zeros(2 * 20011);
+  Buffer<float> maxima = Buffer<float>::zeros(2 * 79);
+  for (int step = 1; step <= 3; ++step) {
+    const kernels::AdamWStep update{.lr = 1e-3 / step, .weight_decay = 0.01, .bias_correction1 = 0.1 * step,
+                                    .bias_correction2 = 0.001 * step, .grad_scale = 0.7};
+    kernels::adamw_step(p.size(), p.data(), grad.data(), {codes.data(), codes.data() + 20011, maxima.data(), maxima.data() + 79},
+                        update, executor);
+  }
+  hash.add(p);
+  hash.add(codes.data(), static_cast<std::size_t>(codes.size()));
+  hash.add(maxima.data(), static_cast<std::size_t>(maxima.size()));
   const double norm = kernels::squared_norm(grad.size(), grad.data());
   hash.add(&norm, 1);
   for (const SchedulerType type : {SchedulerType::kLinear, SchedulerType::kCosine}) {
@@ -423,8 +434,9 @@ void training(Hash& hash, ExecutorRef executor) {
   const double losses[2] = {result.val_loss_before.value_or(0.0), result.val_loss_after.value_or(0.0)};
   hash.add(losses, 2);
   const TrainerState<float> state = trainer.state();
-  for (const NamedTensors<float>* tensors : {&state.parameters, &state.exp_avg, &state.exp_avg_sq}) {
-    for (const NamedTensor<float>& one : *tensors) hash.add(one.values.data, static_cast<std::size_t>(one.values.size));
+  for (const NamedTensor<float>& one : state.parameters) hash.add(one.values.data, static_cast<std::size_t>(one.values.size));
+  for (const Moments<float>& one : state.moments) {
+    for (const auto& values : {one.m, one.v}) hash.add(values.data, static_cast<std::size_t>(values.size));
   }
 }
 

@@ -9,8 +9,10 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -46,14 +48,23 @@ class TrainState {
   /// Parameters, moments…, each named "group/name".
   std::vector<TensorRef> tensors;
 
-  /// Adds a matrix over the caller's memory.
-  template <std::floating_point A>
+  /// Called while it is written, where it is not empty, with pieces of tensors that are in the file.
+  std::function<void(std::span<const std::byte>)> done;
+
+  /// Adds a matrix over the caller's memory: of float, double or bytes.
+  template <class A>
   void add(std::string_view group, std::string_view name, Index rows, Index cols, VectorView<const A> values) {
     if (rows * cols != values.size) {
       fail<ShapeError>("TrainState::add: {}/{} has {} values; expected {} for [{}, {}]", group, name, values.size,
                        rows * cols, rows, cols);
     }
-    tensors.push_back(tensor_ref<A>(fmt::format("{}/{}", group, name), MatrixView<const A>(values.data, rows, cols)));
+    std::string key = fmt::format("{}/{}", group, name);
+    if constexpr (std::same_as<A, std::uint8_t>) {
+      const auto bytes = std::as_bytes(std::span(values.data, static_cast<std::size_t>(values.size)));
+      tensors.push_back({std::move(key), StoredType::kU8, {rows, cols}, bytes, nullptr});
+    } else {
+      tensors.push_back(tensor_ref<A>(std::move(key), MatrixView<const A>(values.data, rows, cols)));
+    }
   }
 
   /// The matrix, or nullptr.
@@ -174,8 +185,9 @@ inline void check_state_tensor(const TensorRef& tensor, std::string_view where) 
   if (slash == 0 || slash == std::string::npos || slash + 1 == tensor.name.size()) {
     fail<FormatError>("{}: a tensor is named {}; expected group/name", where, quote_text(tensor.name));
   }
-  if ((tensor.type != StoredType::kF32 && tensor.type != StoredType::kF64) || tensor.shape.size() != 2) {
-    fail<FormatError>("{}: tensor {} is {} {}; expected a matrix of F32 or F64", where, quote_text(tensor.name),
+  const bool known = tensor.type == StoredType::kF32 || tensor.type == StoredType::kF64 || tensor.type == StoredType::kU8;
+  if (!known || tensor.shape.size() != 2) {
+    fail<FormatError>("{}: tensor {} is {} {}; expected a matrix of F32, F64 or U8", where, quote_text(tensor.name),
                       name_of(tensor.type), tensor.shape_text());
   }
 }
@@ -203,7 +215,8 @@ inline void write_train_state(FileWriter& file, const TrainState& state) {
                     {{detail::kStateVersion, std::to_string(TrainState::kVersion)},
                      {detail::kStateIsa, state.isa},
                      {detail::kStateFingerprint, fingerprint.dump()},
-                     {detail::kStateScalars, scalars.dump()}});
+                     {detail::kStateScalars, scalars.dump()}},
+                    state.done);
 }
 
 /// Writes a file in one step: a kill at any moment leaves the old state or the new one. Throws as above.
@@ -253,24 +266,63 @@ inline TrainState load_train_state(const std::filesystem::path& path) {
   return state;
 }
 
+namespace detail {
+
+/// Gives back the memory of a file's bytes, with the pages that they share with others.
+inline void forget_pages(const MappedFile& file, std::span<const std::byte> bytes) noexcept {
+  constexpr std::size_t kAround = std::size_t{64} << 10;  // what the system maps around a page that is touched
+  const std::span<const std::byte> all = file.bytes();
+  const std::size_t start = reinterpret_cast<std::uintptr_t>(bytes.data()) - reinterpret_cast<std::uintptr_t>(all.data());
+  if (start >= all.size() || bytes.size() > all.size() - start) return;  // another's memory
+  const std::size_t first = start > kAround ? start - kAround : 0;
+  file.release(all.subspan(first, std::min(all.size() - first, start - first + bytes.size() + kAround)));
+}
+
+template <std::floating_point A>
+void check_state_type(const TensorRef& tensor) {
+  if (tensor.type == stored_type_of<A>()) return;
+  fail<FormatError>("{}: it is stored as {}; expected {}, the type that this run computes in", tensor.where(),
+                    name_of(tensor.type), name_of(stored_type_of<A>()));
+}
+
+template <std::floating_point A>
+void check_state_numbers(const TensorRef& tensor, Index first, VectorView<const A> values) {
+  for (Index i = 0; i < values.size; ++i) {
+    if (is_finite(values[i])) continue;
+    fail<NumericError>("{}: it holds {} at [{}, {}]; expected finite numbers", tensor.where(), values[i],
+                       (first + i) / tensor.cols(), (first + i) % tensor.cols());
+  }
+}
+
+}  // namespace detail
+
 /// Copies a matrix of a state. Throws FormatError where it is stored in another type than A, ShapeError where its shape
 /// is another, NumericError where a value is not finite.
 template <std::floating_point A>
 void copy_state(const TensorRef& tensor, Index rows, Index cols, VectorView<A> out) {
-  if (tensor.type != stored_type_of<A>()) {
-    fail<FormatError>("{}: it is stored as {}; expected {}, the type that this run computes in", tensor.where(),
-                      name_of(tensor.type), name_of(stored_type_of<A>()));
-  }
+  detail::check_state_type<A>(tensor);
   if (tensor.rows() != rows || tensor.cols() != cols || out.size != tensor.elements()) {
     fail<ShapeError>("{}: its shape is {}; expected [{}, {}]", tensor.where(), tensor.shape_text(), rows, cols);
   }
   if (!tensor.bytes.empty()) std::memcpy(out.data, tensor.bytes.data(), tensor.bytes.size());
-  for (Index i = 0; i < out.size; ++i) {
-    if (!is_finite(out[i])) {
-      fail<NumericError>("{}: it holds {} at [{}, {}]; expected finite numbers", tensor.where(), out[i], i / cols,
-                         i % cols);
+  detail::check_state_numbers(tensor, 0, VectorView<const A>(out));
+}
+
+/// A matrix of a state where it stands in the file, checked as copy_state checks it, but not kept in memory. Throws FormatError
+/// also where it is not aligned.
+template <std::floating_point A>
+VectorView<const A> view_state(const TensorRef& tensor) {
+  detail::check_state_type<A>(tensor);
+  const VectorView<const A> all(tensor.view<A>().data, tensor.elements());
+  constexpr Index kPiece = 65536;
+  for (Index first = 0; first < all.size; first += kPiece) {
+    const VectorView<const A> piece = all.slice(first, std::min(kPiece, all.size - first));
+    detail::check_state_numbers(tensor, first, piece);
+    if (tensor.file != nullptr) {
+      detail::forget_pages(*tensor.file, std::as_bytes(std::span(piece.data, static_cast<std::size_t>(piece.size))));
     }
   }
+  return all;
 }
 
 PEFT_END_NAMESPACE

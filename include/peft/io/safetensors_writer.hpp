@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -110,13 +111,25 @@ struct SafetensorsHeader {
   }
 };
 
-/// Writes to an open file and leaves finishing to its owner. Nothing is written where the tensors are refused.
+/// Writes to an open file and leaves finishing to its owner. Nothing is written where the tensors are refused. `done`, where
+/// there is one, is called with every piece of a tensor that has been written, so that its memory can be given back.
 /// Throws IoError, FormatError, ShapeError.
 inline void write_safetensors(FileWriter& file, std::span<const TensorRef> tensors,
-                              const SafetensorsMetadata& metadata = safetensors_metadata()) {
+                              const SafetensorsMetadata& metadata = safetensors_metadata(),
+                              const std::function<void(std::span<const std::byte>)>& done = {}) {
+  constexpr std::size_t kPiece = std::size_t{256} << 10;
   const SafetensorsHeader header(tensors, metadata, "writing " + file.shown().string());
   file.write(header.text);
-  for (const std::size_t i : header.order) file.write(tensors[i].bytes);
+  for (const std::size_t i : header.order) {
+    std::span<const std::byte> bytes = tensors[i].bytes;
+    while (done && !bytes.empty()) {
+      const std::span<const std::byte> piece = bytes.first(std::min(kPiece, bytes.size()));
+      file.write(piece);
+      done(piece);
+      bytes = bytes.subspan(piece.size());
+    }
+    file.write(bytes);
+  }
 }
 
 /// The same with tensors that are made one after the other, in the file's order. Throws also ShapeError where one's bytes

@@ -34,6 +34,8 @@ struct SystemCalls {
   int (*mkdir)(const char* path, mode_t mode);
   int (*unlink)(const char* path);
   int (*rmdir)(const char* path);
+  /// Takes the space of a file's first `size` bytes (posix_fallocate, but with errno).
+  int (*allocate)(int file, off_t size);
 };
 
 /// The operating system's own.
@@ -58,6 +60,11 @@ inline const SystemCalls& posix_system_calls() noexcept {
       [](const char* path, mode_t mode) { return ::mkdir(path, mode); },
       [](const char* path) { return ::unlink(path); },
       [](const char* path) { return ::rmdir(path); },
+      [](int file, off_t size) {
+        const int error = ::posix_fallocate(file, 0, size);
+        if (error != 0) errno = error;
+        return error != 0 ? -1 : 0;
+      },
   };
   return kCalls;
 }

@@ -8,6 +8,7 @@
 
 #include "peft/core/executor.hpp"
 #include "peft/core/rounded.hpp"
+#include "peft/kernels/eight_bit_tables.hpp"
 #include "peft/kernels/kernel_table.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -28,21 +29,39 @@ struct AdamWStep {
 // Elements of one task: long enough to hide the hand-out, short enough to share out a LoRA matrix.
 inline constexpr Index kAdamWRun = 16384;
 
+inline AdamWFloats adamw_floats(const AdamWStep& step) noexcept {
+  return {static_cast<float>(step.beta1),
+          static_cast<float>(1.0 - step.beta1),
+          static_cast<float>(step.beta2),
+          static_cast<float>(1.0 - step.beta2),
+          static_cast<float>(quotient(step.lr, step.bias_correction1)),
+          static_cast<float>(1.0 / root(step.bias_correction2)),
+          static_cast<float>(step.eps),
+          static_cast<float>(1.0 - rounded(step.lr * step.weight_decay)),
+          static_cast<float>(step.grad_scale)};
+}
+
 /// param, m and v are updated in place; grad is left. n elements each.
 inline void adamw_step(Index n, float* param, const float* grad, float* m, float* v, const AdamWStep& step,
                        ExecutorRef executor) {
   const KernelTable& t = table();
-  const AdamWFloats floats{static_cast<float>(step.beta1),
-                           static_cast<float>(1.0 - step.beta1),
-                           static_cast<float>(step.beta2),
-                           static_cast<float>(1.0 - step.beta2),
-                           static_cast<float>(quotient(step.lr, step.bias_correction1)),
-                           static_cast<float>(1.0 / root(step.bias_correction2)),
-                           static_cast<float>(step.eps),
-                           static_cast<float>(1.0 - rounded(step.lr * step.weight_decay)),
-                           static_cast<float>(step.grad_scale)};
+  const AdamWFloats floats = adamw_floats(step);
   parallel_for_ranges(executor, n, kAdamWRun, [&](Index first, Index last) {
     t.adamw(last - first, param + first, grad + first, m + first, v + first, floats);
+  });
+}
+
+/// The same with moments in 8 bits (Dettmers et al., "8-bit Optimizers via Block-wise Quantization", ICLR 2022). Blocks are
+/// counted from `param`.
+inline void adamw_step(Index n, float* param, const float* grad, const EightBitMoments& moments, const AdamWStep& step,
+                       ExecutorRef executor) {
+  static_assert(kAdamWRun % kEightBitBlock == 0);
+  const KernelTable& t = table();
+  const AdamWFloats floats = adamw_floats(step);
+  const EightBitTable& m_table = signed_eight_bit_table();
+  const EightBitTable& v_table = unsigned_eight_bit_table();
+  parallel_for_ranges(executor, n, kAdamWRun, [&](Index first, Index last) {
+    t.adamw_8bit(last - first, param + first, grad + first, moments.from(first), m_table, v_table, floats);
   });
 }
 

@@ -1,7 +1,8 @@
 #pragma once
-/// The signed dynamic map of 8 bits (Dettmers, "8-Bit Approximations for Parallelism in Deep Learning", 2016): seven
+/// The dynamic maps of 8 bits (Dettmers, "8-Bit Approximations for Parallelism in Deep Learning", 2016). Signed: seven
 /// decades of both signs, the i-th (10^(i-6)/10 to 10^(i-6)) cut into 2^i equal parts of which the middles are taken, and
-/// 0 and 1 besides. Ascending; the largest negative value is -0.99297.
+/// 0 and 1 besides. Unsigned: the same without negative values, cut into twice as many. Ascending; the signed map's largest
+/// negative value is -0.99297.
 
 #include <algorithm>
 #include <array>
@@ -26,17 +27,17 @@ inline float decade_point(int n, int k) noexcept {
   return k < n / 2 ? static_cast<float>(static_cast<double>(0.1f) + from_start) : static_cast<float>(1.0 - from_end);
 }
 
-inline DynamicMap make_dynamic_map() noexcept {
+inline DynamicMap make_dynamic_map(bool has_sign) noexcept {
   constexpr float kDecade[7] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
   DynamicMap map{};  // its first element stays: the zero
   std::size_t size = 1;
   for (int i = 0; i < 7; ++i) {
-    const int points = (1 << i) + 1;
+    const int points = (has_sign ? 1 << i : 2 << i) + 1;
     for (int k = 0; k + 1 < points; ++k) {
       const float sum = rounded(decade_point(points, k) + decade_point(points, k + 1));
       const float value = rounded(kDecade[i] * rounded(sum / 2.0f));
       map[size++] = value;
-      map[size++] = -value;
+      if (has_sign) map[size++] = -value;
     }
   }
   map[size] = 1.0f;
@@ -47,8 +48,17 @@ inline DynamicMap make_dynamic_map() noexcept {
 }  // namespace detail
 
 inline const DynamicMap& dynamic_map() noexcept {
-  static const DynamicMap map = detail::make_dynamic_map();
+  static const DynamicMap map = detail::make_dynamic_map(true);
   return map;
+}
+inline const DynamicMap& unsigned_dynamic_map() noexcept {
+  static const DynamicMap map = detail::make_dynamic_map(false);
+  return map;
+}
+
+/// What is above it is nearer to the next value than to that of `code` (0 to 254).
+inline float threshold_above(const DynamicMap& map, int code) noexcept {
+  return rounded(rounded(map[static_cast<std::size_t>(code)] + map[static_cast<std::size_t>(code) + 1]) / 2.0f);
 }
 
 /// The position of the value that is nearest to x; halfway the lower one.
@@ -56,9 +66,7 @@ inline std::uint8_t nearest_in(const DynamicMap& map, float x) noexcept {
   int first = 0, last = 255;
   while (first < last) {
     const int middle = (first + last) / 2;
-    const float threshold = rounded(rounded(map[static_cast<std::size_t>(middle)] +
-                                            map[static_cast<std::size_t>(middle) + 1]) / 2.0f);
-    if (x > threshold) {
+    if (x > threshold_above(map, middle)) {
       first = middle + 1;
     } else {
       last = middle;

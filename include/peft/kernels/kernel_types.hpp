@@ -5,6 +5,7 @@
 
 #include "peft/core/activation.hpp"
 #include "peft/core/scalar.hpp"
+#include "peft/kernels/eight_bit.hpp"
 #include "peft/kernels/four_bit.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -169,6 +170,10 @@ struct KernelTable {
   /// A row of x in the order in which thin_4bit meets its weights; `out` holds k rounded up to 128 floats.
   void (*arrange_4bit)(Index k, const float* x, float* out) noexcept;
   void (*thin_4bit)(const ThinFourBitCall& call) noexcept;
+  /// The same step as adamw on moments in 8 bits: read, updated and written again a block at a time. The parameter takes the
+  /// updated moments before they are rounded to 8 bits.
+  void (*adamw_8bit)(Index n, float* param, const float* grad, const EightBitMoments& moments, const EightBitTable& m_table,
+                     const EightBitTable& v_table, const AdamWFloats& step) noexcept;
 };
 
 }  // namespace kernels

@@ -1,10 +1,14 @@
 #pragma once
 /// A trainer's state as the library's train-state file, and back, bit for bit.
 
+#include <algorithm>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -15,6 +19,11 @@
 #include "peft/train/trainer_state.hpp"
 
 PEFT_BEGIN_NAMESPACE
+
+namespace detail {
+/// Groups of moments, by torch's names; those in 8 bits are two tensors each.
+inline const std::string kExpAvg = "exp_avg", kExpAvgSq = "exp_avg_sq", kCodes = "_8bit", kAbsmax = "_absmax";
+}  // namespace detail
 
 /// The instruction set that computes here, as a train state records it.
 inline std::string own_isa() { return std::string(kernels::name_of(kernels::active_isa())); }
@@ -51,19 +60,31 @@ TrainState to_train_state(const TrainerState<A>& state, const RunIdentity& more)
     for (const NamedTensor<A>& tensor : tensors) result.add(name, tensor.name, tensor.rows, tensor.cols, tensor.values);
   };
   group("parameter", state.parameters);
-  group("exp_avg", state.exp_avg);
-  group("exp_avg_sq", state.exp_avg_sq);
+  for (const Moments<A>& one : state.moments) {
+    const auto moment = [&](const std::string& name, VectorView<const A> values, const EightBitMoment& codes) {
+      if (one.is_8bit()) {
+        result.add(name + detail::kCodes, one.name, one.rows, one.cols, codes.codes);
+        result.add(name + detail::kAbsmax, one.name, Index{1}, codes.absmax.size, codes.absmax);
+      } else {
+        result.add(name, one.name, one.rows, one.cols, values);
+      }
+    };
+    moment(detail::kExpAvg, one.m, one.m_8bit);
+    moment(detail::kExpAvgSq, one.v, one.v_8bit);
+  }
+  result.done = state.done;
   group("best", state.best);
   group("hooks", state.hooks);
   return result;
 }
 
-/// A state that was read, with its memory.
+/// A state that was read, with its memory; the moments stay in the file.
 template <std::floating_point A>
 class LoadedTrainerState {
  public:
-  /// Copies what `file` holds. Throws FormatError for what is missing or of another type, NumericError for matrices
-  /// that are not finite. `identity` of the result is the whole fingerprint of the file.
+  /// Copies what `file` holds, but for the moments. Throws FormatError for what is missing or of another type, ShapeError for
+  /// maxima that do not fit their codes, NumericError for matrices that are not finite. `identity` of the result is the whole
+  /// fingerprint of the file.
   explicit LoadedTrainerState(const TrainState& file) {
     state_.identity = file.fingerprint;
     TrainerProgress& p = state_.progress;
@@ -87,8 +108,7 @@ class LoadedTrainerState {
                         file.where(), p.global_step, p.optimizer_steps);
     }
     read_group(file, "parameter", state_.parameters);
-    read_group(file, "exp_avg", state_.exp_avg);
-    read_group(file, "exp_avg_sq", state_.exp_avg_sq);
+    read_moments(file);
     read_group(file, "best", state_.best);
     read_group(file, "hooks", state_.hooks);
   }
@@ -105,8 +125,55 @@ class LoadedTrainerState {
     }
   }
 
+  void read_moments(const TrainState& file) {
+    for (const auto& [name, tensor] : file.group(detail::kExpAvg)) {
+      const TensorRef& other = matching(file, detail::kExpAvgSq, name, *tensor);
+      state_.moments.push_back({name, tensor->rows(), tensor->cols(), view_state<A>(*tensor), view_state<A>(other), {}, {}});
+      keep(tensor->file);
+    }
+    for (const auto& [name, tensor] : file.group(detail::kExpAvg + detail::kCodes)) {
+      const TensorRef& other = matching(file, detail::kExpAvgSq + detail::kCodes, name, *tensor);
+      const auto eight_bit = [&](const std::string& group, const TensorRef& codes) -> EightBitMoment {
+        const TensorRef* absmax = file.find(group + detail::kAbsmax, name);
+        constexpr Index kBlock = kernels::kEightBitBlock;
+        if (codes.type != StoredType::kU8 || absmax == nullptr) {
+          fail<FormatError>("{}: it is {} {} maxima of its blocks; expected U8 and {}{}/{}", codes.where(), name_of(codes.type),
+                            absmax != nullptr ? "with" : "without", group, detail::kAbsmax, name);
+        }
+        if (absmax->elements() != (codes.elements() + kBlock - 1) / kBlock) {
+          fail<ShapeError>("{}: {} maxima; expected {}, one per {} of {} codes", absmax->where(), absmax->elements(),
+                           (codes.elements() + kBlock - 1) / kBlock, kBlock, codes.elements());
+        }
+        const auto* const bytes = reinterpret_cast<const std::uint8_t*>(codes.bytes.data());
+        return {{bytes, codes.elements()}, view_state<float>(*absmax)};
+      };
+      state_.moments.push_back({name, tensor->rows(), tensor->cols(), {}, {}, eight_bit(detail::kExpAvg, *tensor),
+                                eight_bit(detail::kExpAvgSq, other)});
+      keep(tensor->file);
+    }
+    std::sort(state_.moments.begin(), state_.moments.end(), [](const auto& x, const auto& y) { return x.name < y.name; });
+  }
+
+  /// The second moment of a first one. Throws FormatError where there is none of its shape.
+  static const TensorRef& matching(const TrainState& file, const std::string& group, const std::string& name,
+                                   const TensorRef& first) {
+    const TensorRef* found = file.find(group, name);
+    if (found == nullptr || found->rows() != first.rows() || found->cols() != first.cols()) {
+      fail<FormatError>("{}: {}/{} {}; expected {}, the shape of the first moment", file.where(), group, name,
+                        found != nullptr ? "is " + found->shape_text() : "is missing", first.shape_text());
+    }
+    return *found;
+  }
+
+  void keep(const std::shared_ptr<const MappedFile>& file) {
+    if (file == nullptr || file_ == file) return;
+    file_ = file;
+    state_.done = [file](std::span<const std::byte> bytes) { detail::forget_pages(*file, bytes); };
+  }
+
   TrainerState<A> state_;
   std::vector<Buffer<A>> memory_;
+  std::shared_ptr<const MappedFile> file_;
 };
 
 PEFT_END_NAMESPACE

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -63,10 +64,15 @@ RunIdentity run_identity(const TrainerConfig& config, const D& data) {
   if (config.loraplus_lr_ratio > 0.0) {
     identity.emplace_back("loraplus_lr_embedding", fmt::to_string(config.loraplus_lr_embedding));
   }
+  // Where moments stand changes no bits.
+  if (is_8bit(config.optim)) {
+    identity.emplace_back("optimizer", std::string(name_of(OptimizerType::kAdamW8bit)));
+    identity.emplace_back("min_8bit_size", fmt::to_string(config.min_8bit_size));
+  }
   return identity;
 }
 
-/// Throws ConfigError with the first name that differs.
+/// Throws ConfigError with the first name that differs, also where only the saved run has an optimizer of its own.
 inline void check_identity(const RunIdentity& saved, const RunIdentity& own) {
   for (std::size_t i = 0; i < own.size(); ++i) {
     const std::string* value = nullptr;
@@ -77,6 +83,14 @@ inline void check_identity(const RunIdentity& saved, const RunIdentity& own) {
     fail<ConfigError>("resume: {} is {}, but the saved run has {}; a run goes on with the settings and data it began "
                       "with, or starts anew",
                       own[i].first, own[i].second, value != nullptr ? *value : "none");
+  }
+  const auto optimizer = [](const RunIdentity& identity) {
+    return std::find_if(identity.begin(), identity.end(), [](const auto& entry) { return entry.first == "optimizer"; });
+  };
+  if (const auto found = optimizer(saved); found != saved.end() && optimizer(own) == own.end()) {
+    fail<ConfigError>("resume: optimizer is {}, but the saved run has {}; a run goes on with the settings and data it began "
+                      "with, or starts anew",
+                      name_of(OptimizerType::kAdamW), found->second);
   }
 }
 

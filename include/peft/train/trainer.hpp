@@ -102,9 +102,9 @@ class Trainer {
     state.progress = progress();
     state.identity = identity_;
     state.parameters = parameter_tensors(model_);
-    for (const auto& one : optimizer_.moments()) {
-      state.exp_avg.push_back({one.name, one.rows, one.cols, one.m.view()});
-      state.exp_avg_sq.push_back({one.name, one.rows, one.cols, one.v.view()});
+    state.moments = optimizer_.moments();
+    if (optimizer_.config().paged) {
+      state.done = [this](std::span<const std::byte> bytes) { optimizer_.release(bytes); };
     }
     for (const OwnedTensor<A>& tensor : best_) state.best.push_back(tensor.view());
     if (events_.hooks.state) state.hooks = events_.hooks.state();
@@ -124,20 +124,15 @@ class Trainer {
   void restore(const State& state) {
     check_identity(state.identity, identity_);
     check_tensors(model_, "parameters", state.parameters);
-    if (!state.exp_avg.empty() || state.progress.optimizer_steps > 0) {
-      check_tensors(model_, "exp_avg", state.exp_avg);
-      check_tensors(model_, "exp_avg_sq", state.exp_avg_sq);
-    }
+    std::vector<Moments<A>> moments;
+    if (!state.moments.empty() || state.progress.optimizer_steps > 0) moments = moments_of_parameters(state);
     if (!state.best.empty()) check_tensors(model_, "best", state.best);
     check_same_tensors("hooks", events_.hooks.state ? events_.hooks.state() : NamedTensors<A>(), state.hooks);
+    optimizer_.restore(moments, state.progress.optimizer_steps, [&](std::span<const std::byte> bytes) {
+      if (state.done) state.done(bytes);
+    });
     assign_parameters(model_, state.parameters);
     if (events_.hooks.restore) events_.hooks.restore(state.hooks);
-    std::vector<typename AdamW<A>::Moments> moments;
-    for (const NamedTensor<A>& m : state.exp_avg) {
-      const NamedTensor<A>& v = find_tensor(state.exp_avg_sq, m.name, "exp_avg_sq");
-      moments.push_back({m.name, m.rows, m.cols, clone_values(m.values), clone_values(v.values)});
-    }
-    optimizer_.restore(std::move(moments), state.progress.optimizer_steps);
     best_.clear();
     for (const NamedTensor<A>& tensor : state.best) {
       best_.push_back({tensor.name, tensor.rows, tensor.cols, clone_values(tensor.values)});
@@ -152,6 +147,28 @@ class Trainer {
   using Clock = std::chrono::steady_clock;
   /// A loss scale below this means that no scale helps: the gradients themselves are broken.
   static constexpr double kLeastLossScale = 1.0;
+
+  /// A state's moments in the order of the model's parameters. Throws ConfigError unless there is one of each, of its shape.
+  std::vector<Moments<A>> moments_of_parameters(const State& state) {
+    std::vector<Moments<A>> result;
+    model_.for_each_parameter([&](const ParameterInfo& info, VectorView<A>, VectorView<A>) {
+      const auto found = std::find_if(state.moments.begin(), state.moments.end(),
+                                      [&](const Moments<A>& one) { return one.name == info.name; });
+      if (found == state.moments.end()) {
+        fail<ConfigError>("the state has no moments of parameter {}; it belongs to another adapter or model", info.name);
+      }
+      if (found->rows != info.rows || found->cols != info.cols) {
+        fail<ConfigError>("the state's moments of parameter {} are [{}, {}]; expected [{}, {}], as the model has it", info.name,
+                          found->rows, found->cols, info.rows, info.cols);
+      }
+      result.push_back(*found);
+    });
+    if (state.moments.size() != result.size()) {
+      fail<ConfigError>("the state has the moments of {} parameters; expected {}, those of the model", state.moments.size(),
+                        result.size());
+    }
+    return result;
+  }
 
   // -- one step ------------------------------------------------------------------------------------------------------
 

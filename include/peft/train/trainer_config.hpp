@@ -3,11 +3,14 @@
 
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <string_view>
+#include <system_error>
 
 #include "peft/core/rounded.hpp"
 #include "peft/error.hpp"
 #include "peft/train/adamw.hpp"
+#include "peft/train/optimizer_type.hpp"
 #include "peft/train/schedule.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -46,6 +49,10 @@ struct TrainerConfig {
   double adam_epsilon = 1e-8;
   double loraplus_lr_ratio = 0.0;        ///< above 0: LoRA+, B learns so many times as fast as A
   double loraplus_lr_embedding = 1e-6;   ///< with LoRA+: of parameters on embeddings, at learning_rate's height
+  OptimizerType optim = OptimizerType::kAdamW;
+  Index min_8bit_size = 4096;                 ///< of a parameter, in elements, to have its moments in 8 bits
+  Index optimizer_memory = Index{256} << 20;  ///< of a paged optimizer: bytes of its state that may be in memory
+  std::filesystem::path optimizer_folder{};   ///< where its file is made, on a disk; empty: the folder for temporary files
   std::uint64_t seed = 42;  ///< of the records' order and of dropout
   bool fp16 = false;        ///< dynamic loss scaling, for a model whose activations are f16
 
@@ -85,6 +92,10 @@ struct TrainerConfig {
     }
     if (eval_strategy == IntervalStrategy::kSteps) at_least_one("eval_steps", eval_steps);
     if (save_strategy == IntervalStrategy::kSteps) at_least_one("save_steps", save_steps);
+    if (is_paged(optim) && optimizer_memory < 1) {
+      fail<ConfigError>("TrainerConfig: optimizer_memory is {}; expected bytes for a part of the optimizer's state",
+                        optimizer_memory);
+    }
     adamw().validate();
   }
 
@@ -102,8 +113,20 @@ struct TrainerConfig {
     const Index steps = total_steps(records);
     return {lr_scheduler_type, learning_rate, steps, warmup_step_count(steps, warmup_steps, warmup_ratio)};
   }
-  AdamWConfig adamw() const noexcept {
+  /// Throws ConfigError where a paged optimizer has no folder.
+  AdamWConfig adamw() const {
     AdamWConfig config{adam_beta1, adam_beta2, adam_epsilon, weight_decay};
+    if (is_8bit(optim)) config.optim_bits = 8;
+    config.min_8bit_size = min_8bit_size;
+    if (is_paged(optim)) {
+      config.paged = {optimizer_folder, optimizer_memory};
+      std::error_code error;
+      if (optimizer_folder.empty()) config.paged->folder = std::filesystem::temp_directory_path(error);
+      if (error) {
+        fail<ConfigError>("TrainerConfig: there is no folder for temporary files ({}); expected optimizer_folder",
+                          error.message());
+      }
+    }
     config.loraplus_lr_ratio = loraplus_lr_ratio;
     if (learning_rate > 0.0) config.loraplus_embedding_ratio = quotient(loraplus_lr_embedding, learning_rate);
     return config;

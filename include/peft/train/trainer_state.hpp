@@ -2,9 +2,14 @@
 /// Where a training stands: with this, a resumed run continues as if it had never stopped, bit for bit.
 
 #include <concepts>
+#include <cstddef>
+#include <functional>
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "peft/core/scalar.hpp"
+#include "peft/train/moments.hpp"
 #include "peft/train/parameter_tensors.hpp"
 #include "peft/train/run_identity.hpp"
 
@@ -39,10 +44,11 @@ struct TrainerState {
   TrainerProgress progress;
   RunIdentity identity;
   NamedTensors<A> parameters;
-  NamedTensors<A> exp_avg;     ///< AdamW's m; empty before the first update
-  NamedTensors<A> exp_avg_sq;  ///< AdamW's v
-  NamedTensors<A> best;        ///< the parameters at best_step, where load_best_model_at_end asks for them
-  NamedTensors<A> hooks;       ///< of OptimizerHooks
+  std::vector<Moments<A>> moments;  ///< of the optimizer; empty before the first update
+  NamedTensors<A> best;             ///< the parameters at best_step, where load_best_model_at_end asks for them
+  NamedTensors<A> hooks;            ///< of OptimizerHooks
+  /// Called, where it is not empty, with bytes of the moments that have been read: their memory can be given back.
+  std::function<void(std::span<const std::byte>)> done;
 };
 
 PEFT_END_NAMESPACE

@@ -119,6 +119,33 @@ TEST_CASE("train: Ctrl-C saves, says how to go on, and --resume ends where an un
   CHECK(place.adapter_bytes("run") == place.adapter_bytes("whole"));
 }
 
+TEST_CASE("train: optimizers by Hugging Face's names; paged ones leave the same adapter, and what does not fit is refused") {
+  const Workplace place;
+  const auto trained = [&](const char* folder, std::vector<std::string> more) {
+    more.insert(more.end(), {"--max-steps", "3"});
+    const Outcome outcome = run(place.folder, place.training(folder, std::move(more)));
+    INFO(outcome.err);
+    REQUIRE(outcome.status == 0);
+    CHECK(names_in(place.folder / folder).size() == names_in(place.folder / "plain").size());
+    return place.adapter_bytes(folder);
+  };
+  const std::string plain = trained("plain", {"--optimizer", "adamw_torch"});
+  CHECK(trained("paged", {"--optimizer", "paged_adamw_32bit", "--optimizer-memory", "1M"}) == plain);
+  // The adapter's matrices have fewer than 4096 elements each: their moments stay in 32 bits.
+  CHECK(trained("eight", {"--optimizer", "paged_adamw_8bit"}) == plain);
+  const auto refused = [&](std::vector<std::string> more, const char* why) {
+    const Outcome outcome = run(place.folder, place.training("plain", std::move(more)));
+    INFO(outcome.err);
+    CHECK(outcome.status != 0);
+    CHECK(has(outcome.err, why));
+    CHECK(place.adapter_bytes("plain") == plain);
+  };
+  refused({"--optimizer", "adamw_bnb_8bit", "--resume"}, "adamw_8bit");
+  refused({"--optimizer", "sgd"}, "sgd");
+  refused({"--optimizer-memory", "1M"}, "for paged optimizers");
+  refused({"--optimizer", "paged_adamw", "--optimizer-memory", "much"}, "--optimizer-memory is \"much\"");
+}
+
 TEST_CASE("train: a run that stands in the folder is kept") {
   const Workplace place;
   REQUIRE(run(place.folder, place.training("run", {"--max-steps", "2"})).status == 0);

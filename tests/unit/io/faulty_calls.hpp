@@ -77,6 +77,7 @@ class FaultyCalls {
         [](const char* path, mode_t mode) { return run("mkdir", [&] { return real.mkdir(path, mode); }); },
         [](const char* path) { return run("unlink", [&] { return real.unlink(path); }); },
         [](const char* path) { return run("rmdir", [&] { return real.rmdir(path); }); },
+        [](int file, off_t size) { return run("allocate", [&] { return real.allocate(file, size); }); },
     };
     return calls;
   }

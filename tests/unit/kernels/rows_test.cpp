@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -274,4 +275,110 @@ TEST_CASE("norms and finite checks see every element") {
     kernels::scale_in_place(n, 2.0f, x.data());
     CHECK(kernels::squared_norm(n, x.data()) == Approx(4 * expected).epsilon(1e-14));
   }
+}
+
+namespace {
+
+/// The step with moments in 8 bits, from its parts: the map's values, the step in float, the nearest codes of what comes out.
+struct SlowEightBit {
+  std::vector<float> p;
+  std::vector<std::uint8_t> m, v;
+  std::vector<float> m_absmax, v_absmax;
+
+  static void quantize(const kernels::DynamicMap& map, const float* x, Index n, std::uint8_t* codes, float& absmax) {
+    absmax = 0.0f;
+    for (Index i = 0; i < n; ++i) absmax = std::max(absmax, std::fabs(x[i]));
+    const float least = std::max(absmax, 1e-38f), reciprocal = quotient(1.0f, least);
+    for (Index i = 0; i < n; ++i) {
+      const float scaled = n == 256 ? rounded(x[i] * reciprocal) : quotient(x[i], least);
+      codes[i] = kernels::nearest_in(map, std::min(1.0f, std::max(-1.0f, scaled)));
+    }
+  }
+  void step(const std::vector<float>& g, const kernels::AdamWStep& step) {
+    const Index n = static_cast<Index>(p.size());
+    std::vector<float> m1(p.size()), v1(p.size());
+    for (std::size_t i = 0; i < p.size(); ++i) {
+      m1[i] = rounded(kernels::dynamic_map()[m[i]] * m_absmax[i / 256]);
+      v1[i] = rounded(kernels::unsigned_dynamic_map()[v[i]] * v_absmax[i / 256]);
+    }
+    kernels::adamw_step(n, p.data(), g.data(), m1.data(), v1.data(), step, {});
+    for (Index first = 0; first < n; first += 256) {
+      const Index count = std::min<Index>(256, n - first);
+      const auto block = static_cast<std::size_t>(first / 256);
+      quantize(kernels::dynamic_map(), m1.data() + first, count, m.data() + first, m_absmax[block]);
+      quantize(kernels::unsigned_dynamic_map(), v1.data() + first, count, v.data() + first, v_absmax[block]);
+    }
+  }
+};
+
+SlowEightBit start_8bit(std::vector<float> p) {
+  SlowEightBit result;
+  result.m.resize(p.size());
+  result.v.resize(p.size());
+  result.m_absmax.resize((p.size() + 255) / 256);
+  result.v_absmax = result.m_absmax;
+  result.p = std::move(p);
+  return result;
+}
+
+void step_8bit(SlowEightBit& state, const std::vector<float>& g, const kernels::AdamWStep& step, ExecutorRef executor) {
+  kernels::adamw_step(static_cast<Index>(state.p.size()), state.p.data(), g.data(),
+                      {state.m.data(), state.v.data(), state.m_absmax.data(), state.v_absmax.data()}, step, executor);
+}
+
+}  // namespace
+
+TEST_CASE("AdamW in 8 bits is the float step between the maps, bit for bit; tails and zero blocks; any threads") {
+  for (Index n : {1, 7, 16, 17, 255, 256, 257, 700, 40000}) {
+    Philox rng(static_cast<std::uint64_t>(n));
+    SlowEightBit want = start_8bit(random_floats(rng, n)), got = want, threaded = want;
+    ThreadPool pool(3);
+    for (int t = 1; t <= 4; ++t) {
+      auto g = random_floats(rng, n);
+      for (float& value : g) value = std::ldexp(value, -static_cast<int>(rng.below(20)));
+      if (n > 600) std::fill(g.begin() + 256, g.begin() + 512, 0.0f);
+      const kernels::AdamWStep step{.lr = 1e-2, .weight_decay = 0.1, .bias_correction1 = 0.1 * t, .bias_correction2 = 0.001 * t,
+                                    .grad_scale = 0.5};
+      want.step(g, step);
+      step_8bit(got, g, step, {});
+      step_8bit(threaded, g, step, pool);
+      CAPTURE(n, t);
+      REQUIRE(got.p == want.p);
+      REQUIRE(got.m == want.m);
+      REQUIRE(got.v == want.v);
+      REQUIRE(got.m_absmax == want.m_absmax);
+      REQUIRE(got.v_absmax == want.v_absmax);
+      REQUIRE(threaded.p == want.p);
+      REQUIRE(threaded.m == want.m);
+      REQUIRE(threaded.v == want.v);
+    }
+  }
+}
+
+TEST_CASE("codes of 8 bits are the nearest ones, at every threshold and beside it") {
+  // With both betas 0 the moments are g and g². Blocks of 256 have 1 as their first number.
+  const kernels::AdamWStep step{.lr = 0.0, .beta1 = 0.0, .beta2 = 0.0};
+  std::vector<float> g;
+  const auto add = [&g](float x) {
+    if (g.size() % 256 == 0) g.push_back(1.0f);
+    g.push_back(x);
+  };
+  for (int code = 0; code < 255; ++code) {
+    for (const float threshold : {kernels::threshold_above(kernels::dynamic_map(), code),
+                                  std::sqrt(kernels::threshold_above(kernels::unsigned_dynamic_map(), code))}) {
+      float x = std::nextafter(std::nextafter(threshold, -2.0f), -2.0f);
+      for (int i = 0; i < 5; ++i, x = std::nextafter(x, 2.0f)) add(x), add(-x);
+    }
+  }
+  Philox rng(1);
+  for (int i = 0; i < 60000; ++i) add(std::ldexp(rng.uniform(-1.0f, 1.0f), -static_cast<int>(rng.below(30))));
+  while (g.size() % 256 != 0) add(0.0f);
+  SlowEightBit state = start_8bit(std::vector<float>(g.size()));
+  step_8bit(state, g, step, {});
+  std::size_t wrong = 0;
+  for (std::size_t i = 0; i < g.size(); ++i) {
+    wrong += state.m[i] != kernels::nearest_in(kernels::dynamic_map(), g[i]) ? 1 : 0;
+    wrong += state.v[i] != kernels::nearest_in(kernels::unsigned_dynamic_map(), rounded(g[i] * g[i])) ? 1 : 0;
+  }
+  CHECK(wrong == 0);
 }

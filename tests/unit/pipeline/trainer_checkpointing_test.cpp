@@ -211,9 +211,10 @@ struct Whole {
     TrainerState<float> view = loaded.state();
     view.identity = state->view().identity;  // the file's has the model and the adapter too
     TrainerState<float> wanted = state->view();
-    for (auto* group : {&wanted.parameters, &wanted.exp_avg, &wanted.exp_avg_sq, &wanted.best, &wanted.hooks}) {
+    for (auto* group : {&wanted.parameters, &wanted.best, &wanted.hooks}) {
       std::sort(group->begin(), group->end(), [](const auto& x, const auto& y) { return x.name < y.name; });
     }
+    std::sort(wanted.moments.begin(), wanted.moments.end(), [](const auto& x, const auto& y) { return x.name < y.name; });
     CHECK(same_bits(view, wanted));
   }
 };
@@ -254,7 +255,9 @@ void check_interrupted(const Settings& settings) {
       events.on_work = [&](const WorkEvent&) { stop = ++work >= every; };
       // Other starting values each time: what counts comes from the files. The speed of what was trained before counts
       // on.
-      Process process(folder.path(), settings, starts == 1 ? 5 : 100 + static_cast<std::uint64_t>(starts), events);
+      Settings own = settings;
+      if (is_8bit(settings.train.optim) && starts % 2 == 0) own.train.optim = OptimizerType::kAdamW8bit;  // the same numbers
+      Process process(folder.path(), own, starts == 1 ? 5 : 100 + static_cast<std::uint64_t>(starts), events);
       if (starts == 1) {
         process.files.begin(process.trainer);
       } else {
@@ -282,6 +285,51 @@ TEST_CASE("run folder: AdaLoRA's scores and ranks go on, bit for bit, wherever i
   settings.adalora = AdaLoraConfig{.target_r = 1, .init_r = 3, .tinit = 1, .tfinal = 3, .deltaT = 2, .total_step = 9,
                                    .target_modules = {"q_proj", "v_proj"}, .lora_dropout = 0.25f};
   check_interrupted(settings);
+}
+
+TEST_CASE("run folder: moments in 8 bits go on, bit for bit, in a file or in memory; another optimizer is refused") {
+  Settings settings;
+  settings.train.optim = OptimizerType::kPagedAdamW8bit;
+  settings.train.min_8bit_size = 20;  // three of the four parameters
+  check_interrupted(settings);
+
+  const Whole whole(settings);
+  const auto moments = whole.state->view().moments;
+  REQUIRE(std::count_if(moments.begin(), moments.end(), [](const auto& one) { return one.is_8bit(); }) == 3);
+  Settings other = settings;
+  other.train.optim = OptimizerType::kPagedAdamW;
+  Process in_32_bits(whole.folder.path(), other, 7);
+  CHECK_THROWS_WITH(in_32_bits.files.resume(in_32_bits.trainer), Catch::Contains("optimizer is not set") && Catch::Contains("adamw_8bit"));
+  CHECK_THROWS_WITH(in_32_bits.trainer.restore(whole.state->view()), Catch::Contains("adamw_torch") && Catch::Contains("adamw_8bit"));
+  const Whole plain;
+  Process in_8_bits(plain.folder.path(), settings, 7);
+  CHECK_THROWS_WITH(in_8_bits.files.resume(in_8_bits.trainer), Catch::Contains("optimizer is \"adamw_8bit\""));
+
+  // While a state is written, the memory of what is in the file can be given back; likewise while it is read.
+  TrainerState<float> view = whole.state->view();
+  std::size_t written = 0, all = 0;
+  view.done = [&](std::span<const std::byte> bytes) { written += bytes.size(); };
+  const TrainState to_write = to_train_state(view, {});
+  save_train_state(whole.folder / "state.safetensors", to_write);
+  for (const TensorRef& one : to_write.tensors) all += one.bytes.size();
+  CHECK(written == all);
+  CHECK(LoadedTrainerState<float>(load_train_state(whole.folder / "state.safetensors")).state().done);
+
+  // A file that says one thing of its moments and holds another.
+  const auto path = whole.folder.path() / "checkpoint-last/train_state.safetensors";
+  const auto refused = [&](auto&& spoil, const char* why) {
+    TrainState state = load_train_state(path);
+    spoil(state);
+    CHECK_THROWS_WITH(LoadedTrainerState<float>(state), Catch::Contains(why));
+  };
+  const std::string name = "layers.0.q_proj.lora_A.weight";
+  const auto tensor = [&](TrainState& state, const std::string& group) -> TensorRef& {
+    return const_cast<TensorRef&>(*state.find(group, name));
+  };
+  refused([&](TrainState& s) { tensor(s, "exp_avg_absmax").name += "x"; }, "without maxima");
+  refused([&](TrainState& s) { tensor(s, "exp_avg_absmax").shape = {1, 0}; }, "0 maxima; expected 1");
+  refused([&](TrainState& s) { tensor(s, "exp_avg_sq_8bit").name += "x"; }, "is missing");
+  refused([&](TrainState& s) { tensor(s, "exp_avg_8bit").type = StoredType::kI8; }, "expected U8");
 }
 
 TEST_CASE("run folder: what stands in it, when") {
@@ -417,7 +465,7 @@ TEST_CASE("run folder: a state that is cut off or has a number that is none is r
   write_file(path, other_name);
   Process process(folder.path(), {}, 8);
   CHECK_THROWS_WITH(process.files.resume(process.trainer),
-                    Catch::Contains("no exp_avg of parameter layers.0.q_proj.lora_A.weight"));
+                    Catch::Contains("exp_avg_sq/layers.0.q_proj.lora_X.weight is missing"));
 }
 
 TEST_CASE("run folder: a loss that is not a number keeps the last good state, from which a run goes on") {

@@ -187,8 +187,10 @@ TEST_CASE("A state of another run is refused, by what differs, and changes nothi
   spoilt([](TrainerState<float>& s) { s.parameters.push_back({"more", 1, 1, s.parameters[0].values.slice(0, 1)}); },
          "4 tensors");
   spoilt([](TrainerState<float>& s) { s.parameters[0].rows = 1; }, "w1.weight");
-  spoilt([](TrainerState<float>& s) { s.exp_avg.pop_back(); }, "exp_avg");
-  spoilt([](TrainerState<float>& s) { s.exp_avg_sq.clear(); }, "exp_avg_sq");
-  spoilt([](TrainerState<float>& s) { s.exp_avg.clear(); }, "exp_avg");
+  spoilt([](TrainerState<float>& s) { s.moments.pop_back(); }, "no moments of parameter bias");
+  spoilt([](TrainerState<float>& s) { s.moments[1].v = {}; }, "moments of parameter w2.weight have 99 and 0 elements");
+  spoilt([](TrainerState<float>& s) { s.moments[1].rows = 2; }, "moments of parameter w2.weight are [2, 9]");
+  spoilt([](TrainerState<float>& s) { s.moments.push_back(s.moments[0]); }, "moments of 4 parameters");
+  spoilt([](TrainerState<float>& s) { s.moments.clear(); }, "no moments");
   spoilt([](TrainerState<float>& s) { s.identity.erase(s.identity.begin()); }, "learning_rate");
 }

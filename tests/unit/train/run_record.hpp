@@ -1,9 +1,12 @@
 #pragma once
 /// What a run left, copied, so that two runs can be compared bit for bit and a state outlives its trainer.
 
+#include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -21,8 +24,13 @@ class SavedState {
       for (const auto& one : tensors) to.push_back({one.name, one.rows, one.cols, peft::clone_values(one.values)});
     };
     copy(state.parameters, parameters_);
-    copy(state.exp_avg, exp_avg_);
-    copy(state.exp_avg_sq, exp_avg_sq_);
+    for (const auto& one : state.moments) {
+      const auto codes = [](const peft::EightBitMoment& from) {
+        return Codes{{from.codes.begin(), from.codes.end()}, {from.absmax.begin(), from.absmax.end()}};
+      };
+      moments_.push_back({one.name, one.rows, one.cols, {one.m.begin(), one.m.end()}, {one.v.begin(), one.v.end()},
+                          codes(one.m_8bit), codes(one.v_8bit)});
+    }
     copy(state.best, best_);
     copy(state.hooks, hooks_);
   }
@@ -34,17 +42,36 @@ class SavedState {
       for (const auto& one : tensors) to.push_back(one.view());
     };
     refer(parameters_, state.parameters);
-    refer(exp_avg_, state.exp_avg);
-    refer(exp_avg_sq_, state.exp_avg_sq);
+    const auto view_of = [](const auto& values) {
+      return peft::VectorView<const typename std::remove_cvref_t<decltype(values)>::value_type>(
+          values.data(), static_cast<peft::Index>(values.size()));
+    };
+    for (const OwnMoments& one : moments_) {
+      state.moments.push_back({one.name, one.rows, one.cols, view_of(one.m), view_of(one.v),
+                               {view_of(one.m_8bit.codes), view_of(one.m_8bit.absmax)},
+                               {view_of(one.v_8bit.codes), view_of(one.v_8bit.absmax)}});
+    }
     refer(best_, state.best);
     refer(hooks_, state.hooks);
     return state;
   }
 
  private:
+  struct Codes {
+    std::vector<std::uint8_t> codes;
+    std::vector<float> absmax;
+  };
+  struct OwnMoments {
+    std::string name;
+    peft::Index rows, cols;
+    std::vector<A> m, v;
+    Codes m_8bit, v_8bit;
+  };
+
   peft::TrainerProgress progress_;
   peft::RunIdentity identity_;
-  std::vector<peft::OwnedTensor<A>> parameters_, exp_avg_, exp_avg_sq_, best_, hooks_;
+  std::vector<peft::OwnedTensor<A>> parameters_, best_, hooks_;
+  std::vector<OwnMoments> moments_;
 };
 
 template <class A>
@@ -58,13 +85,26 @@ bool same_bits(const peft::NamedTensors<A>& x, const peft::NamedTensors<A>& y) {
   return true;
 }
 
+template <class T>
+bool same_bits(peft::VectorView<const T> x, peft::VectorView<const T> y) {
+  return x.size == y.size && (x.empty() || std::memcmp(x.data, y.data, static_cast<std::size_t>(x.size) * sizeof(T)) == 0);
+}
+template <class A>
+bool same_bits(const std::vector<peft::Moments<A>>& x, const std::vector<peft::Moments<A>>& y) {
+  return std::equal(x.begin(), x.end(), y.begin(), y.end(), [](const auto& a, const auto& b) {
+    return a.name == b.name && same_bits(a.m, b.m) && same_bits(a.v, b.v) && same_bits(a.m_8bit.codes, b.m_8bit.codes) &&
+           same_bits(a.v_8bit.codes, b.v_8bit.codes) && same_bits(a.m_8bit.absmax, b.m_8bit.absmax) &&
+           same_bits(a.v_8bit.absmax, b.v_8bit.absmax);
+  });
+}
+
 /// Everything but the seconds.
 template <class A>
 bool same_bits(const peft::TrainerState<A>& x, const peft::TrainerState<A>& y) {
   peft::TrainerProgress untimed = x.progress;
   untimed.train_seconds = y.progress.train_seconds;
   return untimed == y.progress && x.identity == y.identity && same_bits(x.parameters, y.parameters) &&
-         same_bits(x.exp_avg, y.exp_avg) && same_bits(x.exp_avg_sq, y.exp_avg_sq) && same_bits(x.best, y.best) &&
+         same_bits(x.moments, y.moments) && same_bits(x.best, y.best) &&
          same_bits(x.hooks, y.hooks);
 }
 

@@ -224,6 +224,29 @@ PEFT_ALWAYS_INLINE V vspread(const float* p, Index parts) noexcept {
   return parts == 1 ? vset1(*p) : _mm256_insertf128_ps(vset1(p[0]), _mm_set1_ps(p[1]), 1);
 }
 
+// Words of bits, and look-ups in long tables, for codes of 8 bits; see scalar.hpp.
+PEFT_ALWAYS_INLINE U ubits(V v) noexcept { return _mm256_castps_si256(v); }
+PEFT_ALWAYS_INLINE U uand(U a, U b) noexcept { return _mm256_and_si256(a, b); }
+PEFT_ALWAYS_INLINE U usign(U a) noexcept { return _mm256_srai_epi32(a, 31); }
+template <int kBits>
+PEFT_ALWAYS_INLINE U ushift_right(U a) noexcept {
+  return _mm256_srli_epi32(a, kBits);
+}
+PEFT_ALWAYS_INLINE U ubetween(U a, std::uint32_t least, std::uint32_t most) noexcept {
+  return _mm256_min_epu32(_mm256_max_epu32(a, uset1(least)), uset1(most));
+}
+PEFT_ALWAYS_INLINE U ulookup_word(const std::uint32_t* table, U index) noexcept {
+  return _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), index, 4);
+}
+PEFT_ALWAYS_INLINE V vlookup(const float* table, U index) noexcept { return _mm256_i32gather_ps(table, index, 4); }
+PEFT_ALWAYS_INLINE U uload_bytes(const std::uint8_t* p) noexcept {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+PEFT_ALWAYS_INLINE void ustore_bytes(U a, std::uint8_t* out) noexcept {
+  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(halves, halves));
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx2

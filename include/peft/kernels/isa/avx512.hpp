@@ -229,6 +229,39 @@ PEFT_ALWAYS_INLINE V vspread(const float* p, Index parts) noexcept {
   return _mm512_maskz_permutexvar_ps(kAll, parts == 2 ? halves : quarters, numbers);
 }
 
+// Words of bits, and look-ups in long tables, for codes of 8 bits; see scalar.hpp.
+PEFT_ALWAYS_INLINE U ubits(V v) noexcept { return _mm512_castps_si512(v); }
+PEFT_ALWAYS_INLINE U uand(U a, U b) noexcept { return _mm512_and_si512(a, b); }
+PEFT_ALWAYS_INLINE U usign(U a) noexcept { return _mm512_maskz_srai_epi32(kAll, a, 31); }
+template <int kBits>
+PEFT_ALWAYS_INLINE U ushift_right(U a) noexcept {
+  return _mm512_maskz_srli_epi32(kAll, a, kBits);
+}
+PEFT_ALWAYS_INLINE U ubetween(U a, std::uint32_t least, std::uint32_t most) noexcept {
+  return _mm512_maskz_min_epu32(kAll, _mm512_maskz_max_epu32(kAll, a, uset1(least)), uset1(most));
+}
+PEFT_ALWAYS_INLINE U ulookup_word(const std::uint32_t* table, U index) noexcept {
+  return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), kAll, index, table, 4);
+}
+// Eight look-ups among 32 words and a choice by the index's upper bits: faster by a tenth than a gather (Zen 4).
+PEFT_ALWAYS_INLINE V vlookup(const float* table, U index) noexcept {
+  const __mmask16 bit5 = _mm512_test_epi32_mask(index, uset1(32)), bit6 = _mm512_test_epi32_mask(index, uset1(64));
+  const __mmask16 bit7 = _mm512_test_epi32_mask(index, uset1(128));
+  V part[8];
+  PEFT_UNROLL_PRAGMA(8) for (int i = 0; i < 8; ++i) {
+    part[i] = _mm512_maskz_permutex2var_ps(kAll, vload(table + 32 * i), index, vload(table + 32 * i + 16));
+  }
+  PEFT_UNROLL_PRAGMA(4) for (int i = 0; i < 4; ++i) part[i] = _mm512_mask_blend_ps(bit5, part[2 * i], part[2 * i + 1]);
+  PEFT_UNROLL_PRAGMA(2) for (int i = 0; i < 2; ++i) part[i] = _mm512_mask_blend_ps(bit6, part[2 * i], part[2 * i + 1]);
+  return _mm512_mask_blend_ps(bit7, part[0], part[1]);
+}
+PEFT_ALWAYS_INLINE U uload_bytes(const std::uint8_t* p) noexcept {
+  return _mm512_maskz_cvtepu8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+PEFT_ALWAYS_INLINE void ustore_bytes(U a, std::uint8_t* out) noexcept {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_maskz_cvtepi32_epi8(kAll, a));
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx512

@@ -136,6 +136,25 @@ PEFT_ALWAYS_INLINE U unext_nibble(U words) noexcept { return words >> 4; }
 /// The first `parts` of four numbers, each in as many lanes: parts is 1, 2 or 4 (and 1 for less than 64 weights a vector).
 PEFT_ALWAYS_INLINE V vspread(const float* p, Index) noexcept { return *p; }
 
+// Words of bits, and look-ups in long tables, for codes of 8 bits.
+PEFT_ALWAYS_INLINE U ubits(V v) noexcept { return std::bit_cast<U>(v); }
+PEFT_ALWAYS_INLINE U uand(U a, U b) noexcept { return a & b; }
+/// All bits where the highest one is set.
+PEFT_ALWAYS_INLINE U usign(U a) noexcept { return 0u - (a >> 31); }
+template <int kBits>
+PEFT_ALWAYS_INLINE U ushift_right(U a) noexcept {
+  return a >> kBits;
+}
+PEFT_ALWAYS_INLINE U ubetween(U a, std::uint32_t least, std::uint32_t most) noexcept {
+  return a < least ? least : a > most ? most : a;
+}
+PEFT_ALWAYS_INLINE U ulookup_word(const std::uint32_t* table, U index) noexcept { return table[index]; }
+/// Of 256 numbers, aligned to 64 bytes.
+PEFT_ALWAYS_INLINE V vlookup(const float* table, U index) noexcept { return table[index]; }
+/// W bytes as words, and back.
+PEFT_ALWAYS_INLINE U uload_bytes(const std::uint8_t* p) noexcept { return *p; }
+PEFT_ALWAYS_INLINE void ustore_bytes(U a, std::uint8_t* out) noexcept { *out = static_cast<std::uint8_t>(a); }
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::scalar
