@@ -133,25 +133,28 @@ class LoadedTrainerState {
     }
     for (const auto& [name, tensor] : file.group(detail::kExpAvg + detail::kCodes)) {
       const TensorRef& other = matching(file, detail::kExpAvgSq + detail::kCodes, name, *tensor);
-      const auto eight_bit = [&](const std::string& group, const TensorRef& codes) -> EightBitMoment {
-        const TensorRef* absmax = file.find(group + detail::kAbsmax, name);
-        constexpr Index kBlock = kernels::kEightBitBlock;
-        if (codes.type != StoredType::kU8 || absmax == nullptr) {
-          fail<FormatError>("{}: it is {} {} maxima of its blocks; expected U8 and {}{}/{}", codes.where(), name_of(codes.type),
-                            absmax != nullptr ? "with" : "without", group, detail::kAbsmax, name);
-        }
-        if (absmax->elements() != (codes.elements() + kBlock - 1) / kBlock) {
-          fail<ShapeError>("{}: {} maxima; expected {}, one per {} of {} codes", absmax->where(), absmax->elements(),
-                           (codes.elements() + kBlock - 1) / kBlock, kBlock, codes.elements());
-        }
-        const auto* const bytes = reinterpret_cast<const std::uint8_t*>(codes.bytes.data());
-        return {{bytes, codes.elements()}, view_state<float>(*absmax)};
-      };
-      state_.moments.push_back({name, tensor->rows(), tensor->cols(), {}, {}, eight_bit(detail::kExpAvg, *tensor),
-                                eight_bit(detail::kExpAvgSq, other)});
+      state_.moments.push_back({name, tensor->rows(), tensor->cols(), {}, {}, eight_bit(file, detail::kExpAvg, name, *tensor),
+                                eight_bit(file, detail::kExpAvgSq, name, other)});
       keep(tensor->file);
     }
     std::sort(state_.moments.begin(), state_.moments.end(), [](const auto& x, const auto& y) { return x.name < y.name; });
+  }
+
+  /// One moment's codes with the maxima of their blocks. Throws FormatError and ShapeError.
+  static EightBitMoment eight_bit(const TrainState& file, const std::string& group, const std::string& name,
+                                  const TensorRef& codes) {
+    const TensorRef* absmax = file.find(group + detail::kAbsmax, name);
+    constexpr Index kBlock = kernels::kEightBitBlock;
+    if (codes.type != StoredType::kU8 || absmax == nullptr) {
+      fail<FormatError>("{}: it is {} {} maxima of its blocks; expected U8 and {}{}/{}", codes.where(), name_of(codes.type),
+                        absmax != nullptr ? "with" : "without", group, detail::kAbsmax, name);
+    }
+    if (absmax->elements() != (codes.elements() + kBlock - 1) / kBlock) {
+      fail<ShapeError>("{}: {} maxima; expected {}, one per {} of {} codes", absmax->where(), absmax->elements(),
+                       (codes.elements() + kBlock - 1) / kBlock, kBlock, codes.elements());
+    }
+    const auto* const bytes = reinterpret_cast<const std::uint8_t*>(codes.bytes.data());
+    return {{bytes, codes.elements()}, view_state<float>(*absmax)};
   }
 
   /// The second moment of a first one. Throws FormatError where there is none of its shape.
