@@ -5,6 +5,7 @@
 
 #include "peft/core/activation.hpp"
 #include "peft/core/scalar.hpp"
+#include "peft/kernels/block_format.hpp"
 #include "peft/kernels/four_bit.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -71,6 +72,18 @@ struct ThinFourBitCall {
   const float* value = nullptr;         ///< [16]
   const float* scales = nullptr;        ///< [n][scale_stride ≥ k/block + 4], 0 behind the last block
   Index scale_stride = 0;
+  float* y = nullptr;
+  Index y_stride = 0;
+};
+
+/// A few rows against rows of blocks: y[i][j] = Σ_k x[i][k]·w[j][k], i < m ≤ 4, j < n. Rows are whole blocks.
+struct ThinBlocksCall {
+  Index m = 0, n = 0, k = 0;
+  BlockFormat format = BlockFormat::kQ4_0;
+  const float* x = nullptr;
+  Index x_stride = 0;
+  const std::uint8_t* blocks = nullptr;  ///< rows of row_bytes
+  Index row_bytes = 0;
   float* y = nullptr;
   Index y_stride = 0;
 };
@@ -169,6 +182,9 @@ struct KernelTable {
   /// A row of x in the order in which thin_4bit meets its weights; `out` holds k rounded up to 128 floats.
   void (*arrange_4bit)(Index k, const float* x, float* out) noexcept;
   void (*thin_4bit)(const ThinFourBitCall& call) noexcept;
+  /// out[j] = element first + j of a row of blocks, j < count.
+  void (*decode_blocks)(BlockFormat format, const std::uint8_t* row, Index first, Index count, float* out) noexcept;
+  void (*thin_blocks)(const ThinBlocksCall& call) noexcept;
 };
 
 }  // namespace kernels

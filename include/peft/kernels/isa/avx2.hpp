@@ -224,6 +224,24 @@ PEFT_ALWAYS_INLINE V vspread(const float* p, Index parts) noexcept {
   return parts == 1 ? vset1(*p) : _mm256_insertf128_ps(vset1(p[0]), _mm_set1_ps(p[1]), 1);
 }
 
+// Bytes as words, and whole numbers of blocks; see scalar.hpp.
+PEFT_ALWAYS_INLINE U uload_bytes(const std::uint8_t* p) noexcept {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+PEFT_ALWAYS_INLINE U uload_signed(const std::uint8_t* p) noexcept {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+PEFT_ALWAYS_INLINE U uand(U a, std::uint32_t mask) noexcept { return _mm256_and_si256(a, uset1(mask)); }
+PEFT_ALWAYS_INLINE U uor(U a, U b) noexcept { return _mm256_or_si256(a, b); }
+PEFT_ALWAYS_INLINE U ushift_left4(U a) noexcept { return _mm256_slli_epi32(a, 4); }
+PEFT_ALWAYS_INLINE U uright_by(U a, U count) noexcept { return _mm256_srlv_epi32(a, count); }
+PEFT_ALWAYS_INLINE V vwhole(U a) noexcept { return _mm256_cvtepi32_ps(a); }
+PEFT_ALWAYS_INLINE float half_at(const std::uint8_t* p) noexcept {
+  std::uint16_t bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx2

@@ -136,6 +136,25 @@ PEFT_ALWAYS_INLINE U unext_nibble(U words) noexcept { return words >> 4; }
 /// The first `parts` of four numbers, each in as many lanes: parts is 1, 2 or 4 (and 1 for less than 64 weights a vector).
 PEFT_ALWAYS_INLINE V vspread(const float* p, Index) noexcept { return *p; }
 
+/// W bytes, each as a word; uload_signed extends their sign.
+PEFT_ALWAYS_INLINE U uload_bytes(const std::uint8_t* p) noexcept { return *p; }
+PEFT_ALWAYS_INLINE U uload_signed(const std::uint8_t* p) noexcept {
+  return static_cast<U>(static_cast<std::int32_t>(static_cast<std::int8_t>(*p)));
+}
+PEFT_ALWAYS_INLINE U uand(U a, std::uint32_t mask) noexcept { return a & mask; }
+PEFT_ALWAYS_INLINE U uor(U a, U b) noexcept { return a | b; }
+PEFT_ALWAYS_INLINE U ushift_left4(U a) noexcept { return a << 4; }
+/// Each lane by its own count, below 32.
+PEFT_ALWAYS_INLINE U uright_by(U a, U count) noexcept { return a >> count; }
+/// A signed whole number as a float.
+PEFT_ALWAYS_INLINE V vwhole(U a) noexcept { return static_cast<float>(static_cast<std::int32_t>(a)); }
+/// The f16 at p, which need not be aligned.
+PEFT_ALWAYS_INLINE float half_at(const std::uint8_t* p) noexcept {
+  f16 h;
+  std::memcpy(&h.bits, p, sizeof(h.bits));
+  return static_cast<float>(h);
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::scalar
