@@ -162,6 +162,13 @@ void add_train_command(CLI::App& app, Run& run) {
   command.add_flag("--json", o.json, "last line of stdout: the result as JSON");
   command.callback([options, &command, &run] {
     options->method.check(options->task);
+    if (options->method.wants_quantized()) {
+      if (command.count("--dtype") == 0) options->model.dtype = "nf4";
+      if (!options->model.is_quantized()) {
+        throw CLI::ValidationError("--dtype", options->model.dtype + " is none of --method qlora; expected nf4 or fp4");
+      }
+    }
+    options->model.check(command);
     refuse_options_of_other_task(command, options->task);
     run = [options, &command] {
       TrainOptions& settings = *options;

@@ -6,6 +6,7 @@
 /// Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, section 3.
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -162,9 +163,11 @@ class FourBitTensor {
   /// Seen as a matrix: the last dimension is a row.
   Index cols() const noexcept { return storage_.shape.empty() ? 1 : storage_.shape.back(); }
   Index rows() const noexcept {
-    return storage_.shape.empty()
-               ? 1
-               : detail::element_product({storage_.shape.begin(), storage_.shape.end() - 1});
+    Index count = 1;
+    for (std::size_t i = 0; i + 1 < storage_.shape.size(); ++i) {
+      if (__builtin_mul_overflow(count, storage_.shape[i], &count)) return -1;
+    }
+    return count;
   }
   /// Bytes of codes and scales.
   Index byte_size() const noexcept {

@@ -44,6 +44,7 @@
 #include "peft/nf4_linear.hpp"
 #include "peft/gguf_tensor.hpp"
 #include "peft/gguf_linear.hpp"
+#include "peft/row_table.hpp"
 #include "peft/any_linear.hpp"
 
 #include "peft/module_selector.hpp"
