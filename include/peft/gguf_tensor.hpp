@@ -4,6 +4,7 @@
 /// are those of the gguf package, bit for bit. checkpoint/gguf_blocks.hpp makes one of a file's tensor.
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <memory>
 #include <string>

@@ -15,6 +15,8 @@
 #include "peft/core/buffer.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/error.hpp"
+#include "peft/kernels/gemm_problem.hpp"
+#include "peft/kernels/kernel_table.hpp"
 #include "peft/kernels/scratch.hpp"
 #include "peft/linear.hpp"
 #include "peft/low_rank_product.hpp"
