@@ -1,19 +1,23 @@
-// Weights in four bits: quantising and dequantising in millions of weights per second, and the layer Nf4Linear beside the
-// product of the same shape over a float weight, forward and backward.
+// Packed weights: quantising and dequantising in millions of weights per second, and the layers Nf4Linear and GgufLinear beside
+// the product of the same shape over a float weight, forward and backward.
 //   bench_nf4 [--benchmark_filter=…]; rows (4096 × 4096): quantize, dequantize,
-//   nf4/cache/m and nf4/memory/m (few rows, beside the read bandwidth), dense/forward/m and nf4/forward/m, …/backward/m.
+//   W/cache/m and W/memory/m (few rows, beside the read bandwidth), W/forward/m, W/backward/m for W of dense, nf4, q4_0 … q6_k
+//   (these from cache alone).
 
 #include <benchmark/benchmark.h>
 
 #include <cstdio>
+#include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "machine_limits.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/core/rng.hpp"
 #include "peft/dense_linear.hpp"
+#include "peft/gguf_linear.hpp"
 #include "peft/nf4_linear.hpp"
 
 namespace {
@@ -83,14 +87,29 @@ std::vector<Nf4Linear> distinct_layers() {
   return layers;
 }
 
+/// Blocks of random codes and scales; their halves are small numbers.
+GgufLinear random_blocks(BlockFormat format) {
+  const BlockFormatInfo& info = info_of(format);
+  auto bytes = std::make_shared<Buffer<std::uint8_t>>(kSize * kSize / info.elements * info.bytes);
+  Philox rng(1);
+  for (std::uint8_t& byte : *bytes) byte = static_cast<std::uint8_t>(rng.uniform(0.0f, 256.0f));
+  const Index half = format == BlockFormat::kQ6K ? 208 : 0;
+  for (Index b = 0; b < bytes->size(); b += info.bytes) {
+    for (const Index at : {half, half == 0 ? Index{2} : half}) (*bytes)[b + at + 1] = 0x10;
+  }
+  const VectorView<const std::uint8_t> view = std::as_const(*bytes).view();
+  return GgufLinear(GgufTensor(format, kSize, kSize, view, std::move(bytes)));
+}
+
 /// m rows through one layer after another.
-void few_rows(benchmark::State& state, std::span<const Nf4Linear> layers, Index m, double bandwidth) {
+template <class Layer>
+void few_rows(benchmark::State& state, std::span<const Layer> layers, Index m, double bandwidth) {
   const Matrix<float> x = numbers(m, kSize);
   Matrix<float> y(m, kSize);
   const ExecutorRef executor = default_executor();
   std::size_t next = 0;
   for (auto _ : state) {
-    layers[next].forward<float>(x.view(), y.view(), executor);
+    layers[next].template forward<float>(x.view(), y.view(), executor);
     next = (next + 1) % layers.size();
     benchmark::ClobberMemory();
   }
@@ -121,9 +140,9 @@ int main(int argc, char** argv) {
   std::printf("read bandwidth %.1f GB/s over one weight's bytes, %.1f GB/s over %d weights'\n", from_cache, from_memory, kLayers);
   const std::vector<Nf4Linear> layers = distinct_layers();
   for (const Index m : {1, 4, 8}) {
-    add("nf4/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows(s, {&once, 1}, m, from_cache); });
-    add("nf4_double/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows(s, {&twice, 1}, m, from_cache); });
-    add("nf4/memory/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows(s, layers, m, from_memory); });
+    add("nf4/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows<Nf4Linear>(s, {&once, 1}, m, from_cache); });
+    add("nf4_double/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows<Nf4Linear>(s, {&twice, 1}, m, from_cache); });
+    add("nf4/memory/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows<Nf4Linear>(s, layers, m, from_memory); });
   }
   for (const bool forward : {true, false}) {
     for (const Index m : {16, 64, 128, 512}) {
@@ -131,6 +150,21 @@ int main(int argc, char** argv) {
       add("dense" + end, [&, m, forward](benchmark::State& s) { product(s, dense, m, forward); });
       add("nf4" + end, [&, m, forward](benchmark::State& s) { product(s, once, m, forward); });
       add("nf4_double" + end, [&, m, forward](benchmark::State& s) { product(s, twice, m, forward); });
+    }
+  }
+  std::vector<GgufLinear> blocks;
+  for (const BlockFormatInfo& info : kBlockFormats) blocks.push_back(random_blocks(info.format));
+  for (const GgufLinear& layer : blocks) {
+    std::string name(name_of(layer.weight().format()));
+    for (char& c : name) c = static_cast<char>(c == 'Q' ? 'q' : c == 'K' ? 'k' : c);
+    for (const Index m : {1, 4, 8}) {
+      add(name + "/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows<GgufLinear>(s, {&layer, 1}, m, from_cache); });
+    }
+    for (const bool forward : {true, false}) {
+      for (const Index m : {16, 128, 512}) {
+        add(name + (forward ? "/forward/" : "/backward/") + std::to_string(m),
+            [&, m, forward](benchmark::State& s) { product(s, layer, m, forward); });
+      }
     }
   }
   benchmark::RunSpecifiedBenchmarks();

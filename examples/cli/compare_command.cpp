@@ -44,7 +44,8 @@ struct PassedOption {
   bool to_train, to_eval;
 };
 constexpr PassedOption kPassed[] = {
-    {"--dtype", "type of weights and activations: f32, bf16 or f16", true, true},
+    {"--dtype", "how weights are kept: f32, bf16, f16, native, nf4 or fp4; see train --help", true, true},
+    {"--block", "weights that share a scale [nf4, fp4]", true, true},
     {"--threads", "threads to compute with; 0: all processors", true, true},
     {"--template", "how a record becomes a prompt: chatml, alpaca or plain", true, true},
     {"--max-length", "tokens of a record; longer ones are cut on the right", true, true},
@@ -112,6 +113,7 @@ class Comparison {
     const auto eval = [&](const std::string& what, const std::string& data, const std::string& metrics) {
       Arguments arguments{"eval", "--model", model_, "--data", data, "--metrics", metrics, "--json"};
       if (!adapter.empty()) arguments.insert(arguments.end(), {"--adapter", adapter});
+      if (one.method == "qlora" && !passes("--dtype")) arguments.insert(arguments.end(), {"--dtype", "nf4"});
       pass(options_.of_eval, arguments);
       return run(who + ": " + what, one, arguments);
     };
@@ -142,6 +144,9 @@ class Comparison {
     return {};
   }
 
+  bool passes(std::string_view name) const {
+    return std::any_of(options_.of_eval.begin(), options_.of_eval.end(), [&](const auto& option) { return option.first == name; });
+  }
   static void pass(const std::vector<std::pair<std::string, std::string>>& options, Arguments& arguments) {
     for (const auto& [name, value] : options) arguments.insert(arguments.end(), {name, value});
   }

@@ -182,6 +182,7 @@ void add_eval_command(CLI::App& app, Run& run) {
   command.add_flag("--json", o.json, "last line of stdout: the result as JSON");
   command.callback([options, &command, &run] {
     refuse_options_of_other_task(command, options->task);
+    options->model.check(command);
     run = [options] {
       const Threads threads(options->model.threads);
       if (options->task == Task::kClassify) {

@@ -85,7 +85,8 @@ void add_generate_command(CLI::App& app, Run& run) {
   command.add_option("--top-p", o.generate.top_p, "draw from the likeliest tokens that reach this probability")->capture_default_str();
   command.add_option("--seed", o.generate.seed, "of the draws")->capture_default_str();
   command.add_flag("--json", o.json, "the answer and its speed as one line of JSON instead of a stream");
-  command.callback([options, &run] {
+  command.callback([options, &command, &run] {
+    options->model.check(command);
     run = [options] {
       options->generate.validate();
       const Threads threads(options->model.threads);

@@ -66,8 +66,8 @@ void list_tensors(std::span<const peft::TensorRef> tensors, Findings& findings) 
     findings.tensors.push_back(
         fmt::format("{:<8} {:<20} {}", peft::name_of(tensor.type), tensor.shape_text(), peft::quote_text(tensor.name)));
     if (!tensor.is_readable() && peft::info_of(tensor.type).ggml_type >= 0) {
-      findings.problems.push_back(fmt::format("{} is {}; readable are F32, F64, F16, BF16, Q4_0, Q4_1 and Q8_0",
-                                              tensor.where(), peft::name_of(tensor.type)));
+      findings.problems.push_back(fmt::format("{} is {}; readable are {}", tensor.where(),
+                                              peft::name_of(tensor.type), peft::kReadableTypes));
     }
   }
   findings.facts["tensors"] = tensors.size();

@@ -178,9 +178,11 @@ int run_merge(const MergeOptions& options) {
 void add_merge_command(CLI::App& app, Run& run) {
   auto options = std::make_shared<MergeOptions>();
   CLI::App& command = *app.add_subcommand("merge", "write the model with an adapter merged into its weights");
-  options->model.add_to(command, true);
+  options->model.add_model_to(command, true);
   command.get_option("--adapter")->required();
-  command.get_option("--dtype")->description("type of the written weights; the sum is f32");
+  command.add_option("--dtype", options->model.dtype, "type of the written weights; the sum is f32")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}))
+      ->capture_default_str();
   command.add_option("--out", options->out, "folder of a Hugging Face model, FILE.gguf, or FILE.safetensors: weights alone")->required();
   command.add_option("--max-shard-size", options->max_shard_size, "of a folder's files of weights")->capture_default_str();
   command.callback([options, &run] {

@@ -162,7 +162,7 @@ class MergedModel {
   /// The embedding's table with the adapter's rows.
   VectorView<const float> table() {
     if (!embedding().is_adapted(model_.selection())) {
-      const MatrixView<const float> base = embedding().table();
+      const MatrixView<const float> base = embedding().table().view();
       return {base.data, base.rows * base.cols};
     }
     std::vector<std::int32_t> ids(static_cast<std::size_t>(embedding().vocabulary()));

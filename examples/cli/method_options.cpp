@@ -215,7 +215,8 @@ std::vector<Index> MethodChoice::invocation_tokens() const {
 std::vector<std::string> method_names(Task task) {
   std::vector<std::string> names;
   for (const Method& method : kMethods) {
-    if (method.name != (task == Task::kClassify ? kFusion : kHead)) names.emplace_back(method.name);
+    const bool of_other = task == Task::kClassify ? method.name == kFusion || method.name == kQlora : method.name == kHead;
+    if (!of_other) names.emplace_back(method.name);
   }
   return names;
 }
@@ -265,6 +266,9 @@ void MethodOptions::check(Task task, Head head) const {
   }
   if (task == Task::kClassify && method_ == kFusion) {
     throw CLI::ValidationError("--method", "fusion mixes adapters of a Llama; it belongs to --task generate");
+  }
+  if (task == Task::kClassify && method_ == kQlora) {
+    throw CLI::ValidationError("--method", "qlora trains over a Llama's weights in four bits; it belongs to --task generate");
   }
   for (const Field& field : kFields) {
     if (count(field.option) == 0) continue;
@@ -359,6 +363,8 @@ MethodChoice MethodOptions::fusion() const {
   choice.config = std::move(fusion);
   return choice;
 }
+
+bool MethodOptions::wants_quantized() const noexcept { return method_ == kQlora; }
 
 std::size_t MethodOptions::count(std::string_view option) const {
   const auto found = std::find_if(options_.begin(), options_.end(), [&](const auto& one) { return one.first == option; });

@@ -75,6 +75,8 @@ class MethodOptions {
   /// Throws CLI::ValidationError for an option that was given and is none of the method's, naming both, and for a method that
   /// is none of the task's or does not go with the head.
   void check(Task task, Head head) const;
+  /// Whether the method is LoRA over weights in four bits.
+  bool wants_quantized() const noexcept;
   /// The method with its configuration. `model`: of the base, whose name the configuration keeps. `total_steps`: optimizer
   /// steps of the training. Throws ConfigError for a field out of range or not supported, or a configuration of another task,
   /// IoError and FormatError for a broken file.

@@ -16,12 +16,12 @@ struct Field {
   std::string_view help;
 };
 
-inline constexpr std::string_view kLora = " lora rslora dora ";
-inline constexpr std::string_view kRank = " lora rslora dora vera loha lokr ";
-inline constexpr std::string_view kLoraAlpha = " lora rslora dora adalora ";
-inline constexpr std::string_view kLinear = " lora rslora dora ia3 vera loha lokr adalora ln-tuning ";
-inline constexpr std::string_view kLayers = " lora rslora dora vera loha lokr adalora ";
-inline constexpr std::string_view kBias = " lora rslora dora vera adalora ";
+inline constexpr std::string_view kLora = " lora qlora rslora dora ";
+inline constexpr std::string_view kRank = " lora qlora rslora dora vera loha lokr ";
+inline constexpr std::string_view kLoraAlpha = " lora qlora rslora dora adalora ";
+inline constexpr std::string_view kLinear = " lora qlora rslora dora ia3 vera loha lokr adalora ln-tuning ";
+inline constexpr std::string_view kLayers = " lora qlora rslora dora vera loha lokr adalora ";
+inline constexpr std::string_view kBias = " lora qlora rslora dora vera adalora ";
 inline constexpr std::string_view kVirtual = " prefix prompt p-tuning ";
 inline constexpr std::string_view kBottleneck = " adapter houlsby parallel ";
 
@@ -33,7 +33,7 @@ inline constexpr Field kFields[] = {
     {"vera_dropout", "--vera-dropout", Kind::kNumber, " vera ", "probability, below 1"},
     {"target_modules", "--target-modules", Kind::kModules, kLinear,
      "names with commas, all-linear, or a regular expression of whole paths"},
-    {"exclude_modules", "--exclude-modules", Kind::kModules, " lora rslora dora ia3 loha lokr adalora ln-tuning ",
+    {"exclude_modules", "--exclude-modules", Kind::kModules, " lora qlora rslora dora ia3 loha lokr adalora ln-tuning ",
      "the same, of modules that are left out"},
     {"feedforward_modules", "--feedforward-modules", Kind::kModules, " ia3 ", "of these the input is scaled"},
     {"layers_to_transform", "--layers-to-transform", Kind::kWholes, kLayers, "layer numbers with commas"},
@@ -41,16 +41,16 @@ inline constexpr Field kFields[] = {
     {"bias", "--bias", Kind::kText, kBias, "which biases are trained: none, all or lora_only (vera_only)"},
     {"use_rslora", "--use-rslora", Kind::kFlag, kLora, "scale alpha/sqrt(r)"},
     {"use_dora", "--use-dora", Kind::kFlag, kLora, "a trained length per output row"},
-    {"lora_bias", "--lora-bias", Kind::kFlag, " lora rslora ", "a bias on B"},
+    {"lora_bias", "--lora-bias", Kind::kFlag, " lora qlora rslora ", "a bias on B"},
     {"init_lora_weights", "--init-lora-weights", Kind::kText, kLora, "start: true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora or eva"},
     {"eva_config.rho", "--eva-rho", Kind::kNumber, kLora, "eva: a module may get so many times r columns (2)"},
     {"eva_config.tau", "--eva-tau", Kind::kNumber, kLora, "eva: cosine between batches from which components have settled (0.99)"},
     {"eva_config.whiten", "--eva-whiten", Kind::kFlag, kLora, "eva: components over the roots of their values"},
-    {"alora_invocation_tokens", "--alora-invocation-tokens", Kind::kWholes, " lora rslora ",
+    {"alora_invocation_tokens", "--alora-invocation-tokens", Kind::kWholes, " lora qlora rslora ",
      "aLoRA: token ids with commas from whose last occurrence on the adapter acts"},
     {"trainable_token_indices", "--trainable-token-indices", Kind::kWholes, kLora,
      "token ids with commas whose embeddings are trained"},
-    {"", "--loraplus-lr-ratio", Kind::kNumber, " lora rslora dora ", "LoRA+: B learns so many times as fast as A"},
+    {"", "--loraplus-lr-ratio", Kind::kNumber, " lora qlora rslora dora ", "LoRA+: B learns so many times as fast as A"},
     {"d_initial", "--d-initial", Kind::kNumber, " vera ", "start of the vector d"},
     {"projection_prng_key", "--projection-prng-key", Kind::kWhole, " vera ", "seed of the frozen projections"},
     {"decompose_both", "--decompose-both", Kind::kFlag, " lokr ", "factor the first matrix too"},
@@ -87,6 +87,7 @@ inline constexpr Field kFields[] = {
 inline constexpr std::string_view kBottleneckType = "AdapterHub's";
 inline constexpr std::string_view kFusionType = "AdapterFusion";
 inline constexpr std::string_view kFusion = "fusion";
+inline constexpr std::string_view kQlora = "qlora";  ///< lora over weights in four bits
 inline constexpr std::string_view kHead = "head";  ///< the classification head alone
 
 struct Method {
@@ -101,6 +102,7 @@ struct Method {
 inline constexpr std::string_view kQueryValue = R"({"target_modules":["query","value"]})";
 inline constexpr Method kMethods[] = {
     {"lora", "LORA", 3e-4, R"({"r":8,"lora_alpha":32,"lora_dropout":0.05,"target_modules":["q_proj","v_proj"]})", kQueryValue},
+    {kQlora, "LORA", 3e-4, R"({"r":8,"lora_alpha":32,"lora_dropout":0.05,"target_modules":["q_proj","v_proj"]})"},
     {"rslora", "LORA", 3e-4,
      R"({"r":8,"lora_alpha":32,"lora_dropout":0.05,"target_modules":["q_proj","v_proj"],"use_rslora":true})", kQueryValue},
     {"dora", "LORA", 3e-4,

@@ -32,7 +32,7 @@ template <Scalar T>
 void read_ids(Llama<T>& model, std::span<const std::int32_t> ids, KvCache<T>& cache);
 
 #define PEFT_CLI_MODEL_RUNS(prefix, T)                                                                                      \
-  prefix template Llama<T> load_llama(const ModelSource&, ExecutorRef);                                                     \
+  prefix template Llama<T> load_llama(const ModelSource&, const WeightStorage&, ExecutorRef);                               \
   prefix template std::vector<std::vector<std::int32_t>> generate(Llama<T>&, std::span<const std::vector<std::int32_t>>,    \
                                                                   const GenerateOptions&, Index,                            \
                                                                   const std::function<bool(std::size_t, std::int32_t)>&)

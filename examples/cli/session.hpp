@@ -14,6 +14,7 @@
 
 #include "cli/method.hpp"
 #include "cli/model_runs.hpp"
+#include "cli/weight_options.hpp"
 #include "hosts/bpe_tokenizer.hpp"
 #include "peft/adapter_registry.hpp"
 #include "peft/core/parallel.hpp"
@@ -22,33 +23,33 @@
 namespace peft_examples {
 
 /// What every command that runs a model is told.
-struct ModelOptions {
+struct ModelOptions : WeightOptions {
   std::string model;
   std::string adapter;
-  std::string dtype = "f32";
   int threads = 0;  ///< 0: the processors that this process may run on
 
   void add_to(CLI::App& command, bool with_adapter) {
+    add_model_to(command, with_adapter);
+    WeightOptions::add_to(command);
+  }
+  /// Without those of weights.
+  void add_model_to(CLI::App& command, bool with_adapter) {
     command.add_option("--model", model, "GGUF file or Hugging Face folder of the base model")
         ->required()
         ->check(CLI::ExistingPath);
     if (with_adapter) {
       command.add_option("--adapter", adapter, "folder of an adapter, of PEFT or AdapterHub")->check(CLI::ExistingDirectory);
     }
-    command.add_option("--dtype", dtype, "type of weights and activations; sums are f32")
-        ->check(CLI::IsMember({"f32", "bf16", "f16"}))
-        ->capture_default_str();
     command.add_option("--threads", threads, "threads to compute with; 0: all processors")->check(CLI::Range(0, 512));
   }
 };
 
-/// Calls visit.template operator()<T>() with the type that `dtype` names.
+/// Calls visit.template operator()<T>() with the type of activations that `dtype` means.
 template <class Visit>
 auto with_dtype(const std::string& dtype, Visit&& visit) {
   if (dtype == "bf16") return visit.template operator()<peft::bf16>();
   if (dtype == "f16") return visit.template operator()<peft::f16>();
-  if (dtype == "f32") return visit.template operator()<float>();
-  peft::fail<peft::ConfigError>("--dtype is \"{}\"; expected f32, bf16 or f16", dtype);
+  return visit.template operator()<float>();
 }
 
 /// While it lives, everything computes with so many threads.

@@ -179,6 +179,13 @@ void add_train_command(CLI::App& app, Run& run) {
   command.add_flag("--json", o.json, "last line of stdout: the result as JSON");
   command.callback([options, &command, memory, &run] {
     options->method.check(options->task, options->head);
+    if (options->method.wants_quantized()) {
+      if (command.count("--dtype") == 0) options->model.dtype = "nf4";
+      if (!options->model.is_quantized()) {
+        throw CLI::ValidationError("--dtype", options->model.dtype + " is none of --method qlora; expected nf4 or fp4");
+      }
+    }
+    options->model.check(command);
     refuse_options_of_other_task(command, options->task);
     run = [options, &command, memory] {
       TrainOptions& settings = *options;

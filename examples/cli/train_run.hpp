@@ -41,8 +41,8 @@ class TrainRun {
     const MethodChoice& method = work_.method();
     trainable_ = work_.started().adapter.parameter_count();
     total_ = work_.model().parameter_count() + (method.replaces_parameters() ? 0 : trainable_);
-    progress_.line(fmt::format("{}: {} records, {} to validate; {} activations", options_.data, work_.training().records(),
-                               work_.validation() != nullptr ? work_.validation()->records() : 0, options_.model.dtype));
+    progress_.line(fmt::format("{}: {} records, {} to validate; weights {}", options_.data, work_.training().records(),
+                               work_.validation() != nullptr ? work_.validation()->records() : 0, options_.model.text()));
     progress_.line(peft::trainable_parameters_text(trainable_, total_));
 
     if (options_.trainer.optim != peft::OptimizerType::kAdamW) {
@@ -53,7 +53,7 @@ class TrainRun {
                                      : ""));
     }
 
-    peft::RunIdentity identity{{"model", model_fingerprint(options_.model.model)}, {"dtype", options_.model.dtype}};
+    peft::RunIdentity identity{{"model", model_fingerprint(options_.model.model)}, {"dtype", options_.model.text()}};
     work_.add_identity(identity);
     peft::TrainerCheckpointing<T> checkpointing(
         work_.started().adapter,

@@ -30,7 +30,7 @@ class BertReader {
   }
   peft::AnyLinear<T> linear(const std::string& name, Index rows, Index cols) {
     const peft::TensorRef& bias = take(name + ".bias");
-    return read_linear<T>(take(name + ".weight"), &bias, rows, cols, 0, executor_);
+    return read_linear<T>(take(name + ".weight"), &bias, rows, cols, 0, {}, executor_);
   }
   const peft::TensorRef& take(const std::string& name) {
     taken_.insert(name);

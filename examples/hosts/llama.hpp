@@ -21,7 +21,6 @@
 #include "peft/activated_lora.hpp"
 #include "peft/adapter_registry.hpp"
 #include "peft/adapter_sites.hpp"
-#include "peft/dense_linear.hpp"
 #include "peft/train/batch.hpp"
 
 namespace peft_examples {
@@ -38,8 +37,8 @@ class Llama {
 
   /// embedding [vocab, hidden]; head: lm_head [vocab, hidden], or the embedding again where the model ties them.
   /// Throws ConfigError, ShapeError.
-  Llama(LlamaConfig config, SharedMatrix<T> embedding, std::vector<LlamaLayerWeights<T>> layers, Buffer<A> final_norm,
-        peft::DenseLinear<T> head)
+  Llama(LlamaConfig config, peft::RowTable<T> embedding, std::vector<LlamaLayerWeights<T>> layers, Buffer<A> final_norm,
+        LlamaHeadWeights<T> head)
       : model_(std::make_unique<LlamaModel<T>>(std::move(config), std::move(embedding), std::move(layers),
                                                std::move(final_norm))),
         head_(std::make_unique<LlamaHead<T>>(std::move(head))) {
@@ -79,11 +78,10 @@ class Llama {
     for (const Layer& layer : model_->layers()) count += layer.parameter_count();
     return count;
   }
-  bool is_tied() const noexcept { return head().weight().data == embedding().data; }
-  MatrixView<const T> embedding() const noexcept { return std::as_const(*model_).embedding().table(); }
+  bool is_tied() const noexcept { return head_->address() == embedding().address(); }
+  const peft::RowTable<T>& embedding() const noexcept { return std::as_const(*model_).embedding().table(); }
   VectorView<const A> final_norm() const noexcept { return model_->final_norm().weight(); }
   const Layer& layer(Index i) const { return model_->layers()[static_cast<std::size_t>(i)]; }
-  const peft::DenseLinear<T>& head() const noexcept { return std::as_const(*head_).dense(); }
   void set_executor(ExecutorRef executor) noexcept {
     executor_ = executor;
     model_->set_executor(executor);

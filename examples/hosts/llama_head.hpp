@@ -7,9 +7,9 @@
 #include <type_traits>
 #include <utility>
 
+#include "hosts/llama_weights.hpp"
 #include "hosts/names.hpp"
 #include "peft/adapted_linear.hpp"
-#include "peft/dense_linear.hpp"
 #include "peft/linear_cross_entropy.hpp"
 
 namespace peft_examples {
@@ -19,10 +19,11 @@ class LlamaHead {
  public:
   using A = Accumulator<T>;
 
-  explicit LlamaHead(peft::DenseLinear<T> weight) : linear_("lm_head", std::move(weight)) {}
+  explicit LlamaHead(LlamaHeadWeights<T> weights)
+      : linear_("lm_head", std::move(weights.layer)), plain_(std::move(weights.wide)), address_(weights.address) {}
 
   AdaptedLinear<T>& linear() noexcept { return linear_; }
-  const peft::DenseLinear<T>& dense() const noexcept { return *linear_.base().template get_if<peft::DenseLinear<T>>(); }
+  const void* address() const noexcept { return address_; }
   Index parameter_count() const { return linear_.in_features() * linear_.out_features(); }
   void set_executor(ExecutorRef executor) noexcept { executor_ = executor; }
 
@@ -33,7 +34,7 @@ class LlamaHead {
       const peft::TrainContext<T> context{selection, 0, 0, 0, false};
       loss_.forward(Rows{&linear_, &saved_, &context}, hidden, targets, sum, executor_);
     } else {
-      loss_.forward(dense(), hidden, targets, sum, executor_);
+      loss_.forward(plain_, hidden, targets, sum, executor_);
     }
   }
   /// The same, and d [tokens, hidden] = grad_scale × d loss / d hidden; adds to the gradients of the selection's parts.
@@ -42,7 +43,7 @@ class LlamaHead {
     if (linear_.is_adapted(context.selection)) {
       loss_.forward_backward(Rows{&linear_, &saved_, &context}, hidden, targets, grad_scale, d, sum, executor_);
     } else {
-      loss_.forward_backward(dense(), hidden, targets, grad_scale, d, sum, executor_);
+      loss_.forward_backward(plain_, hidden, targets, grad_scale, d, sum, executor_);
     }
   }
 
@@ -60,7 +61,7 @@ class LlamaHead {
       for (Index i = 0; i < wide.rows(); ++i) {
         for (Index j = 0; j < wide.cols(); ++j) wide(i, j) = static_cast<A>(hidden(i, j));
       }
-      dense().forward(std::as_const(wide).view(), out, executor_);
+      plain_.forward(std::as_const(wide).view(), out, executor_);
     }
   }
 
@@ -93,6 +94,8 @@ class LlamaHead {
   };
 
   AdaptedLinear<T> linear_;
+  peft::AnyLinear<A> plain_;  ///< the layer inside linear_
+  const void* address_;
   typename AdaptedLinear<T>::Saved saved_;
   peft::LinearCrossEntropy<T> loss_;
   ExecutorRef executor_ = peft::default_executor();

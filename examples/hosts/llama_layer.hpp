@@ -37,7 +37,7 @@ struct LlamaLayer {
         up(path + "mlp.up_proj", std::move(w.up_proj)),
         down(path + "mlp.down_proj", std::move(w.down_proj)) {}
 
-  /// The bias of a linear as the loader made it; empty where it has none.
+  /// The bias of a linear in memory as the loader made it; empty where it has none.
   static VectorView<const A> bias_of(const Linear& linear) noexcept {
     const auto* dense = linear.base().template get_if<peft::DenseLinear<T>>();
     return dense != nullptr ? dense->bias() : VectorView<const A>();
@@ -55,7 +55,7 @@ struct LlamaLayer {
   }
   Index parameter_count() const {
     Index count = input_norm.size() + post_norm.size() + q_norm.size() + k_norm.size();
-    for (const Linear* linear : linears()) count += linear->in_features() * linear->out_features() + bias_of(*linear).size;
+    for (const Linear* linear : linears()) count += linear->in_features() * linear->out_features() + linear->base().read_bias().size();
     return count;
   }
 

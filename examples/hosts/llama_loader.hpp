@@ -13,9 +13,11 @@
 namespace peft_examples {
 
 /// Throws FormatError, ShapeError; a tensor that the host has no place for is refused by name. Weights whose stored type
-/// is T stay in the mapped files; those must not be cut while the model lives.
+/// is T, or that are kept as `storage` says, stay in the mapped files; those must not be cut while the model lives. Throws
+/// ConfigError for a block size that does not exist.
 template <Scalar T>
-Llama<T> load_llama(const ModelSource& source, ExecutorRef executor = peft::default_executor()) {
+Llama<T> load_llama(const ModelSource& source, const WeightStorage& storage = {},
+                    ExecutorRef executor = peft::default_executor()) {
   const LlamaConfig& c = source.config;
   c.validate();
   check_tensors(source);
@@ -23,14 +25,15 @@ Llama<T> load_llama(const ModelSource& source, ExecutorRef executor = peft::defa
   const auto linear = [&](const std::string& name, Index rows, Index cols, bool bias, bool has_heads = false) {
     const Index head_dim = has_heads && source.permuted_heads ? c.head_dim : 0;
     const peft::TensorRef* added = bias ? &tensor(name + ".bias") : nullptr;
-    return read_linear<T>(tensor(name + ".weight"), added, rows, cols, head_dim, executor);
+    return read_linear<T>(tensor(name + ".weight"), added, rows, cols, head_dim, storage, executor);
   };
   const auto norm = [&](const std::string& name, Index size) {
     return read_vector<Accumulator<T>>(tensor(name + ".weight"), size);
   };
   const Index query = c.num_attention_heads * c.head_dim, key = c.num_key_value_heads * c.head_dim;
   const Index hidden = c.hidden_size, inner = c.intermediate_size;
-  auto embedding = read_matrix<T>(tensor("model.embed_tokens.weight"), c.vocab_size, hidden, 0, executor);
+  const peft::TensorRef& words = tensor("model.embed_tokens.weight");
+  peft::RowTable<T> embedding = read_table<T>(words, c.vocab_size, hidden, storage, executor);
   std::vector<LlamaLayerWeights<T>> layers;
   for (Index i = 0; i < c.num_hidden_layers; ++i) {
     const std::string path = "model.layers." + std::to_string(i) + ".", attention = path + "self_attn.";
@@ -46,14 +49,14 @@ Llama<T> load_llama(const ModelSource& source, ExecutorRef executor = peft::defa
                       c.qk_norm ? norm(attention + "k_norm", c.head_dim) : Buffer<Accumulator<T>>()});
   }
   Buffer<Accumulator<T>> final_norm = norm("model.norm", hidden);
-  SharedMatrix<T> head = embedding;
-  if (!c.tie_word_embeddings) head = read_matrix<T>(tensor("lm_head.weight"), c.vocab_size, hidden, 0, executor);
+  const bool is_tied = c.tie_word_embeddings;
+  LlamaHeadWeights<T> head = read_head<T>(is_tied ? words : tensor("lm_head.weight"), embedding, is_tied, c.vocab_size,
+                                          hidden, storage, executor);
   // Reading a tensor may bring pages of others along, already given back: the system maps files in larger steps.
   for (const auto& [name, tensor_ref] : source.tensors) {
     if (tensor_ref.file != nullptr) tensor_ref.file->release(tensor_ref.bytes);
   }
-  Llama<T> model(c, std::move(embedding), std::move(layers), std::move(final_norm),
-                 peft::DenseLinear<T>(head.view, head.owner));
+  Llama<T> model(c, std::move(embedding), std::move(layers), std::move(final_norm), std::move(head));
   model.set_executor(executor);
   return model;
 }

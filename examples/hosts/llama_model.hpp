@@ -36,9 +36,9 @@ class LlamaModel {
   using Site = peft::AdapterSite;
 
   /// Throws ConfigError, ShapeError.
-  LlamaModel(LlamaConfig config, SharedMatrix<T> embedding, std::vector<LlamaLayerWeights<T>> layers, Buffer<A> final_norm)
+  LlamaModel(LlamaConfig config, peft::RowTable<T> embedding, std::vector<LlamaLayerWeights<T>> layers, Buffer<A> final_norm)
       : config_((config.validate(), std::move(config))),
-        embedding_("model.embed_tokens", embedding.view, std::move(embedding.owner)),
+        embedding_("model.embed_tokens", std::move(embedding)),
         final_norm_("model.norm", std::move(final_norm), config_.rms_norm_eps),
         attention_(config_),
         adapters_({"Llama", peft::AdapterLayout::kLlama, "AdapterLayout::kLlama", config_.num_hidden_layers,

@@ -1,11 +1,12 @@
 #pragma once
-/// The weights of a Llama as a loader hands them over.
+/// The weights of a Llama as a loader hands them over: each in the storage that was chosen when it was read.
 
 #include <memory>
 #include <utility>
 
 #include "hosts/names.hpp"
 #include "peft/any_linear.hpp"
+#include "peft/row_table.hpp"
 
 namespace peft_examples {
 
@@ -16,6 +17,24 @@ struct LlamaLayerWeights {
   Buffer<Accumulator<T>> input_layernorm, post_attention_layernorm;
   peft::AnyLinear<T> q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
   Buffer<Accumulator<T>> q_norm = {}, k_norm = {};
+};
+
+/// The language-model head in any storage. Both layers are one: `wide` takes activations of A, in which logits are computed.
+template <Scalar T>
+struct LlamaHeadWeights {
+  template <peft::LinearLike<T> L>
+  LlamaHeadWeights(L given)  // NOLINT(google-explicit-constructor): a layer is one
+      : layer(std::move(given)), wide(peft::AnyLinear<Accumulator<T>>::borrow(*layer.template get_if<L>())) {
+    if constexpr (requires(const L& l) { l.weight().data; }) {
+      address = layer.template get_if<L>()->weight().data;
+    } else {
+      address = layer.template get_if<L>()->weight().bytes().data;
+    }
+  }
+
+  peft::AnyLinear<T> layer;
+  peft::AnyLinear<Accumulator<T>> wide;
+  const void* address = nullptr;  ///< of its weight: the embedding's where they are tied
 };
 
 /// A matrix in memory that `owner` keeps: its own, or a mapped file's.

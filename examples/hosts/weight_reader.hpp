@@ -1,7 +1,7 @@
 #pragma once
-/// Weights out of a file's tensors. One that is stored as the wanted type is used where it stands in the mapped file;
-/// others are converted row by row, and the file's pages are given back as soon as they are read, so that a model on its
-/// way into memory needs little more than itself.
+/// Weights out of a file's tensors. One that is stored as the wanted type, or that is to stay as the file has it, is used where
+/// it stands in the mapped file; others are converted row by row, and the file's pages are given back as soon as they are
+/// read, so that a model on its way into memory needs little more than itself.
 
 #include <memory>
 #include <type_traits>
@@ -10,10 +10,14 @@
 #include "hosts/llama_weights.hpp"
 #include "hosts/model_source.hpp"
 #include "hosts/names.hpp"
+#include "hosts/weight_storage.hpp"
+#include "peft/checkpoint/gguf_blocks.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/dense_linear.hpp"
+#include "peft/gguf_linear.hpp"
 #include "peft/io/tensor_ref.hpp"
 #include "peft/kernels/convert.hpp"
+#include "peft/nf4_linear.hpp"
 
 namespace peft_examples {
 
@@ -75,15 +79,96 @@ Buffer<A> read_vector(const peft::TensorRef& tensor, Index size, Index head_dim 
   return result;
 }
 
-/// A linear layer [rows, cols], with a bias where `bias` is one. `head_dim` as above. Throws ShapeError, FormatError.
+namespace detail {
+
+/// A layer over a weight of the type W, in place where its rows are in order; added: its bias.
+template <Scalar W>
+peft::DenseLinear<W> dense_linear(const peft::TensorRef& weight, Buffer<Accumulator<W>> added, Index head_dim,
+                                  ExecutorRef executor) {
+  if (head_dim == 0 && weight.has_view<W>()) return peft::DenseLinear<W>(weight.view<W>(), weight.file, std::move(added));
+  return peft::DenseLinear<W>(copy_matrix<W>(weight, head_dim, executor), std::move(added));
+}
+
+/// Calls make with the layer over a weight as the file has it. Rows of q and k are put in order in their blocks.
+template <class Make>
+auto with_stored_linear(const peft::TensorRef& weight, Buffer<float> added, Index head_dim, ExecutorRef executor,
+                        Make&& make) {
+  if (peft::block_format_of(weight.type)) {
+    peft::GgufTensor blocks = peft::gguf_tensor(weight);
+    if (head_dim > 0) blocks = blocks.with_rows([&](Index i) { return permuted_row(i, head_dim); });
+    return make(peft::GgufLinear(std::move(blocks), std::move(added)));
+  }
+  if (weight.type == peft::StoredType::kF16) return make(dense_linear<peft::f16>(weight, std::move(added), head_dim, executor));
+  if (weight.type == peft::StoredType::kBF16) return make(dense_linear<peft::bf16>(weight, std::move(added), head_dim, executor));
+  return make(dense_linear<float>(weight, std::move(added), head_dim, executor));
+}
+
+template <peft::FourBitCode kCode>
+peft::FourBitLinear<kCode> quantized_linear(const peft::TensorRef& weight, Buffer<float> added, Index head_dim,
+                                            const WeightStorage& storage, ExecutorRef executor) {
+  const Matrix<float> values = copy_matrix<float>(weight, head_dim, executor);
+  return peft::FourBitLinear<kCode>(
+      peft::FourBitTensor<kCode>::quantize(values.view(), {.block_size = storage.block_size, .double_quant = storage.double_quant},
+                                           executor),
+      std::move(added));
+}
+
+}  // namespace detail
+
+/// A linear layer [rows, cols], with a bias where `bias` is one. `head_dim` as above. Throws ShapeError, FormatError, and
+/// ConfigError for a block size that does not exist.
 template <Scalar T>
 peft::AnyLinear<T> read_linear(const peft::TensorRef& weight, const peft::TensorRef* bias, Index rows, Index cols,
-                               Index head_dim, ExecutorRef executor) {
+                               Index head_dim, const WeightStorage& storage, ExecutorRef executor) {
   check_shape(weight, {rows, cols});
   Buffer<Accumulator<T>> added;
   if (bias != nullptr) added = read_vector<Accumulator<T>>(*bias, rows, head_dim);
-  if (head_dim == 0 && weight.has_view<T>()) return peft::DenseLinear<T>(weight.view<T>(), weight.file, std::move(added));
-  return peft::DenseLinear<T>(detail::copy_matrix<T>(weight, head_dim, executor), std::move(added));
+  if constexpr (!std::is_same_v<T, double>) {
+    switch (storage.kind) {
+      case WeightStorage::Kind::kActivations:
+        break;
+      case WeightStorage::Kind::kFile:
+        return detail::with_stored_linear(weight, std::move(added), head_dim, executor,
+                                          [](auto layer) { return peft::AnyLinear<T>(std::move(layer)); });
+      case WeightStorage::Kind::kNf4:
+        return detail::quantized_linear<peft::FourBitCode::kNf4>(weight, std::move(added), head_dim, storage, executor);
+      case WeightStorage::Kind::kFp4:
+        return detail::quantized_linear<peft::FourBitCode::kFp4>(weight, std::move(added), head_dim, storage, executor);
+    }
+  }
+  return detail::dense_linear<T>(weight, std::move(added), head_dim, executor);
+}
+
+/// An embedding's table [rows, cols]. Throws ShapeError, FormatError.
+template <Scalar T>
+peft::RowTable<T> read_table(const peft::TensorRef& tensor, Index rows, Index cols, const WeightStorage& storage,
+                             ExecutorRef executor) {
+  check_shape(tensor, {rows, cols});
+  if constexpr (!std::is_same_v<T, double>) {
+    if (storage.keeps_file()) {
+      if (peft::block_format_of(tensor.type)) return peft::RowTable<T>(peft::gguf_tensor(tensor));
+      if (tensor.has_view<float>()) return {tensor.view<float>(), tensor.file};
+      if (tensor.has_view<peft::f16>()) return {tensor.view<peft::f16>(), tensor.file};
+      if (tensor.has_view<peft::bf16>()) return {tensor.view<peft::bf16>(), tensor.file};
+    }
+  }
+  SharedMatrix<T> matrix = read_matrix<T>(tensor, rows, cols, 0, executor);
+  return {matrix.view, std::move(matrix.owner)};
+}
+
+/// The head [rows, cols]: over the embedding's own storage where `tensor` is the embedding's. Throws ShapeError, FormatError.
+template <Scalar T>
+LlamaHeadWeights<T> read_head(const peft::TensorRef& tensor, const peft::RowTable<T>& embedding, bool is_tied, Index rows,
+                              Index cols, const WeightStorage& storage, ExecutorRef executor) {
+  check_shape(tensor, {rows, cols});
+  if (is_tied && embedding.is_in_memory()) return peft::DenseLinear<T>(embedding.view(), std::make_shared<peft::RowTable<T>>(embedding));
+  if constexpr (!std::is_same_v<T, double>) {
+    if (storage.keeps_file()) {
+      return detail::with_stored_linear(tensor, {}, 0, executor,
+                                        [](auto layer) { return LlamaHeadWeights<T>(std::move(layer)); });
+    }
+  }
+  return detail::dense_linear<T>(tensor, {}, 0, executor);
 }
 
 }  // namespace peft_examples

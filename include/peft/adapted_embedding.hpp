@@ -12,40 +12,44 @@
 #include "peft/core/parallel.hpp"
 #include "peft/lora_embedding.hpp"
 #include "peft/ops/embedding.hpp"
+#include "peft/row_table.hpp"
 #include "peft/selection.hpp"
 #include "peft/trainable_tokens.hpp"
 #include "peft/trained_embedding.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
-/// The table [vocabulary, n] is of the activation type, in memory that `keep_alive` owns. Forward and backward are const:
-/// what training changes are the gradients inside the selection's adapters.
+/// The table [vocabulary, n] stays as it is stored. Forward and backward are const: what training changes are the gradients
+/// inside the selection's adapters.
 template <Scalar T>
 class AdaptedEmbedding {
  public:
   using value_type = T;
   using A = Accumulator<T>;
 
+  AdaptedEmbedding(std::string module_name, RowTable<T> table)
+      : module_(std::move(module_name)), table_(std::move(table)) {}
+  /// A table in memory that `keep_alive` owns.
   AdaptedEmbedding(std::string module_name, MatrixView<const T> table, std::shared_ptr<const void> keep_alive)
-      : module_(std::move(module_name)), table_(table), keep_alive_(std::move(keep_alive)) {}
+      : AdaptedEmbedding(std::move(module_name), RowTable<T>(table, std::move(keep_alive))) {}
 
   const std::string& name() const noexcept { return module_.name(); }
   const ModuleId& module() const noexcept { return module_; }
-  MatrixView<const T> table() const noexcept { return table_; }
-  Index vocabulary() const noexcept { return table_.rows; }
-  Index width() const noexcept { return table_.cols; }
+  const RowTable<T>& table() const noexcept { return table_; }
+  Index vocabulary() const noexcept { return table_.rows(); }
+  Index width() const noexcept { return table_.cols(); }
 
   /// x [tokens, n] is overwritten. Throws ShapeError, also for an id outside the table that no active adapter has a row for.
   void forward(VectorView<const std::int32_t> ids, MatrixView<T> x, const Selection<T>& selection,
                ExecutorRef executor) const {
-    if (!has_rows(selection)) {
-      ops::embedding_forward<T, T>(ids, table_, x, executor);
+    if (!has_rows(selection) && table_.is_in_memory()) {
+      ops::embedding_forward<T, T>(ids, table_.view(), x, executor);
     } else {
       check_ids(ids, selection);
       ops::detail::check_shape("AdaptedEmbedding::forward", "x", x, ids.size, width());
       parallel_for_ranges(executor, ids.size, 64, [&](Index first, Index last) {
-        Buffer<A> row(width());
-        for (Index i = first; i < last; ++i) write_row(ids[i], selection, row.view(), x.row(i));
+        Buffer<A> base(width()), row(width());
+        for (Index i = first; i < last; ++i) write_row(ids[i], selection, base.view(), row.view(), x.row(i));
       });
     }
     selection.template for_each_part<LoraEmbedding<T>>(module_, [&](const LoraEmbedding<T>& lora, const auto& active) {
@@ -103,17 +107,19 @@ class AdaptedEmbedding {
         module_, [&rows](const TrainedEmbedding<T>& own, const auto&) { rows = std::max(rows, own.table().value().rows()); });
     ops::detail::check_ids(name().c_str(), ids, rows);
   }
-  void write_row(std::int32_t id, const Selection<T>& selection, VectorView<A> row, T* out) const {
-    const bool in_table = id < vocabulary();
-    for (Index j = 0; j < row.size; ++j) row[j] = in_table ? static_cast<A>(table_(id, j)) : A(0);
+  /// `base` and `row`: memory for a row each.
+  void write_row(std::int32_t id, const Selection<T>& selection, VectorView<A> base, VectorView<A> row, T* out) const {
+    if (id < vocabulary()) {
+      table_.read_row(id, base.data);
+    } else {
+      std::fill(base.begin(), base.end(), A(0));
+    }
+    std::copy(base.begin(), base.end(), row.begin());
     bool is_first = true;
     const auto mix = [&](const A* own, double weight) {
       const auto w = static_cast<A>(weight);
       const bool take = std::exchange(is_first, false) && w == A(1);
-      for (Index j = 0; j < row.size; ++j) {
-        const A base = in_table ? static_cast<A>(table_(id, j)) : A(0);
-        row[j] = take ? own[j] : row[j] + rounded(w * rounded(own[j] - base));
-      }
+      for (Index j = 0; j < row.size; ++j) row[j] = take ? own[j] : row[j] + rounded(w * rounded(own[j] - base[j]));
     };
     selection.template for_each_part<TrainedEmbedding<T>>(module_, [&](const TrainedEmbedding<T>& own, const auto& active) {
       if (id < own.table().value().rows()) mix(own.table().value().row(id), active.weight);
@@ -129,8 +135,7 @@ class AdaptedEmbedding {
   }
 
   ModuleId module_;
-  MatrixView<const T> table_;
-  std::shared_ptr<const void> keep_alive_;
+  RowTable<T> table_;
 };
 
 PEFT_END_NAMESPACE

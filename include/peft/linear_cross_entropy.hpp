@@ -34,7 +34,11 @@ concept TrainedHead = LinearLike<H, T> && requires(const H& head, MatrixView<con
   head.backward_rows(x, x, first, y, executor);  // dz, x, first, dx
 };
 
-/// Loss of a LinearLike head; holds the chunk's memory, so keep one from step to step. T: type of the hidden states.
+/// A head that takes the hidden states, or takes them widened.
+template <class H, class T>
+concept LossHead = LinearLike<H, T> || LinearLike<H, Accumulator<T>>;
+
+/// Loss of a head; holds the chunk's memory, so keep one from step to step. T: type of the hidden states.
 /// The logits are Accumulator<T> where the head takes that type, else they come as T and are widened. One thread at a
 /// time.
 template <Scalar T>
@@ -61,7 +65,7 @@ class LinearCrossEntropy {
   }
 
   /// Adds loss, label tokens and hits to `sum`. targets: id per row, -1 = none. Throws ShapeError.
-  template <LinearLike<T> Head>
+  template <LossHead<T> Head>
   void forward(const Head& head, MatrixView<const T> hidden, VectorView<const std::int32_t> targets, LossSum& sum,
                ExecutorRef executor = default_executor()) {
     run(head, hidden, targets, 0.0, MatrixView<T>(), sum, executor);
@@ -69,7 +73,7 @@ class LinearCrossEntropy {
 
   /// The same, and d_hidden = grad_scale × dL/dh (overwritten; 0 in rows without a target). d_hidden may be hidden's
   /// own memory. Throws ShapeError.
-  template <LinearLike<T> Head>
+  template <LossHead<T> Head>
   void forward_backward(const Head& head, MatrixView<const T> hidden, VectorView<const std::int32_t> targets,
                         double grad_scale, MatrixView<T> d_hidden, LossSum& sum,
                         ExecutorRef executor = default_executor()) {

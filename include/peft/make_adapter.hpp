@@ -297,9 +297,7 @@ class AdapterMaker {
           fail<ConfigError>("LoraConfig: trainable_token_indices holds {}, and {} has {} rows; expected ids within it", tokens[i],
                             site->name(), site->vocabulary());
         }
-        for (Index j = 0; j < site->width(); ++j) {
-          rows(static_cast<Index>(i), j) = static_cast<A>(site->table()(tokens[i], j));
-        }
+        site->table().read_row(tokens[i], rows.row(static_cast<Index>(i)));
       }
       TrainableTokens<T>& own = adapter_->add(site->module(), TrainableTokens<T>(tokens, std::move(rows)));
       if (sites_.tied_head != nullptr && site == sites_.embeddings.front()) {
@@ -318,9 +316,7 @@ class AdapterMaker {
   }
   static Matrix<A> table_of(const AdaptedEmbedding<T>& site) {
     Matrix<A> table(site.vocabulary(), site.width());
-    for (Index i = 0; i < table.rows(); ++i) {
-      for (Index j = 0; j < table.cols(); ++j) table(i, j) = static_cast<A>(site.table()(i, j));
-    }
+    for (Index i = 0; i < table.rows(); ++i) site.table().read_row(i, table.row(i));
     return table;
   }
 

@@ -6,6 +6,7 @@
 /// Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, section 3.
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -19,6 +20,7 @@
 #include "peft/four_bit_config.hpp"
 #include "peft/four_bit_storage.hpp"
 #include "peft/kernels/dynamic_map.hpp"
+#include "peft/kernels/gemm_problem.hpp"
 #include "peft/kernels/quantize_four_bit.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -81,6 +83,9 @@ inline void quantize_absmax(const FourBitConfig& config, FourBitBuffers& buffers
 template <FourBitCode kCode>
 class FourBitTensor {
  public:
+  static constexpr std::string_view kLayer = "FourBitLinear";
+  using operand_type = kernels::FourBitOperand;
+
   static constexpr FourBitCode code() noexcept { return kCode; }
 
   /// An empty one, [0].
@@ -158,9 +163,11 @@ class FourBitTensor {
   /// Seen as a matrix: the last dimension is a row.
   Index cols() const noexcept { return storage_.shape.empty() ? 1 : storage_.shape.back(); }
   Index rows() const noexcept {
-    return storage_.shape.empty()
-               ? 1
-               : detail::element_product({storage_.shape.begin(), storage_.shape.end() - 1});
+    Index count = 1;
+    for (std::size_t i = 0; i + 1 < storage_.shape.size(); ++i) {
+      if (__builtin_mul_overflow(count, storage_.shape[i], &count)) return -1;
+    }
+    return count;
   }
   /// Bytes of codes and scales.
   Index byte_size() const noexcept {
@@ -174,6 +181,18 @@ class FourBitTensor {
     const FourBitStorage& s = storage_;
     if (!is_double_quantized()) return {s.absmax.data, nullptr, nullptr, nullptr, 0};
     return {nullptr, s.nested_codes.data, s.nested_map.data, s.nested_absmax.data, s.nested_offset};
+  }
+
+  // What a PackedLinear asks for. Products of a few rows read the codes themselves where rows begin with a block.
+  void decode(const kernels::KernelTable& t, Index row, Index first, Index count, float* out) const noexcept {
+    kernels::dequantize_four_bit_range(t, kernels::table_of(kCode), storage_.codes.data, scales(), storage_.block_size,
+                                       row * cols() + first, count, out);
+  }
+  operand_type operand() const noexcept {
+    return {storage_.codes.data, kernels::table_of(kCode).value, scales(), storage_.block_size};
+  }
+  void give_operand(const operand_type& operand, kernels::PanelFill& fill) const noexcept {
+    if (cols() % storage_.block_size == 0) fill.four_bit = &operand;
   }
 
   /// Elements [first, first + count), counted flat. Throws ShapeError for elements that do not exist.

@@ -24,6 +24,7 @@
 #include "peft/parameter.hpp"
 #include "peft/prompt_config.hpp"
 #include "peft/prompt_encoder_config.hpp"
+#include "peft/row_table.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -66,21 +67,13 @@ class PromptEmbedding {
   PromptEmbedding(PromptTuningConfig config, MatrixView<const W> word_embeddings,
                   std::span<const std::int32_t> text_ids = {}, std::uint64_t seed = 0)
       : PromptEmbedding(std::move(config), Zero{}) {
-    const auto& own = std::get<PromptTuningConfig>(config_);
-    if (own.inference_mode) return;
-    if (own.prompt_tuning_init == PromptTuningInit::kRandom) {
-      fill_normal(seed);
-    } else if (own.prompt_tuning_init == PromptTuningInit::kText) {
-      set_from_tokens(fit_token_ids(text_ids, num_virtual_tokens()), word_embeddings);
-    } else {
-      if (word_embeddings.rows < 1) fail<ShapeError>("PromptEmbedding: the word embeddings have no rows");
-      Philox random(seed, 0);
-      std::vector<std::int32_t> ids;
-      for (Index i = 0; i < num_virtual_tokens(); ++i) {
-        ids.push_back(static_cast<std::int32_t>(random.below(static_cast<std::uint32_t>(word_embeddings.rows))));
-      }
-      set_from_tokens(ids, word_embeddings);
-    }
+    start(word_embeddings.rows, word_embeddings, text_ids, seed);
+  }
+  /// The same out of a table that stays as it is stored.
+  PromptEmbedding(PromptTuningConfig config, const RowTable<T>& word_embeddings, std::span<const std::int32_t> text_ids = {},
+                  std::uint64_t seed = 0)
+      : PromptEmbedding(std::move(config), Zero{}) {
+    start(word_embeddings.rows(), word_embeddings, text_ids, seed);
   }
   /// P-tuning: started as PEFT's PromptEncoder; for inference_mode no encoder is made. Throws ConfigError.
   explicit PromptEmbedding(PromptEncoderConfig config, std::uint64_t seed = 0)
@@ -157,13 +150,18 @@ class PromptEmbedding {
     rows_.encode(nullptr, ExecutorRef());
   }
   /// Sets P to the embeddings of `ids`, one per virtual token. Throws ShapeError; ConfigError where an encoder makes it.
+  void set_from_tokens(std::span<const std::int32_t> ids, const RowTable<T>& word_embeddings) {
+    check_ids(ids);
+    const VectorView<const std::int32_t> view{ids.data(), num_virtual_tokens()};
+    ops::detail::check_shape("PromptEmbedding::set_from_tokens", "word_embeddings", rows_.parameter(), num_virtual_tokens(),
+                             word_embeddings.cols());
+    ops::detail::check_ids("PromptEmbedding::set_from_tokens", view, word_embeddings.rows());
+    for (Index i = 0; i < view.size; ++i) word_embeddings.read_row(view[i], rows_.parameter().row(i));
+    rows_.encode(nullptr, ExecutorRef());
+  }
   template <class W>
   void set_from_tokens(std::span<const std::int32_t> ids, MatrixView<const W> word_embeddings) {
-    require_own_rows("PromptEmbedding::set_from_tokens");
-    if (static_cast<Index>(ids.size()) != num_virtual_tokens()) {
-      fail<ShapeError>("PromptEmbedding::set_from_tokens: {} ids; expected {}, one per virtual token", ids.size(),
-                       num_virtual_tokens());
-    }
+    check_ids(ids);
     ops::embedding_forward<W, accumulator_type>({ids.data(), num_virtual_tokens()}, word_embeddings, rows_.parameter(),
                                                 ExecutorRef());
     rows_.encode(nullptr, ExecutorRef());
@@ -182,6 +180,32 @@ class PromptEmbedding {
     config.validate();
     detail::require_set("PromptEmbedding", "token_dim", config.token_dim);
     return Rows(config.num_virtual_tokens, config.token_dim);
+  }
+  /// As prompt_tuning_init says, out of `vocabulary` embeddings.
+  template <class Words>
+  void start(Index vocabulary, const Words& word_embeddings, std::span<const std::int32_t> text_ids, std::uint64_t seed) {
+    const auto& own = std::get<PromptTuningConfig>(config_);
+    if (own.inference_mode) return;
+    if (own.prompt_tuning_init == PromptTuningInit::kRandom) {
+      fill_normal(seed);
+    } else if (own.prompt_tuning_init == PromptTuningInit::kText) {
+      set_from_tokens(fit_token_ids(text_ids, num_virtual_tokens()), word_embeddings);
+    } else {
+      if (vocabulary < 1) fail<ShapeError>("PromptEmbedding: the word embeddings have no rows");
+      Philox random(seed, 0);
+      std::vector<std::int32_t> ids;
+      for (Index i = 0; i < num_virtual_tokens(); ++i) {
+        ids.push_back(static_cast<std::int32_t>(random.below(static_cast<std::uint32_t>(vocabulary))));
+      }
+      set_from_tokens(ids, word_embeddings);
+    }
+  }
+  void check_ids(std::span<const std::int32_t> ids) const {
+    require_own_rows("PromptEmbedding::set_from_tokens");
+    if (static_cast<Index>(ids.size()) != num_virtual_tokens()) {
+      fail<ShapeError>("PromptEmbedding::set_from_tokens: {} ids; expected {}, one per virtual token", ids.size(),
+                       num_virtual_tokens());
+    }
   }
   void fill_normal(std::uint64_t seed) {
     Philox random(seed, 0);

@@ -16,6 +16,14 @@ struct TinyGguf {
   std::uint64_t hidden = 32, intermediate = 48, layers = 2, heads = 4, kv_heads = 2, context = 256;
   std::string architecture = "llama";
   std::uint32_t seed = 1;
+  /// Weights in blocks: Q4_1, the embedding in Q8_0, v_proj in F16; widths are multiples of 32 then.
+  bool in_blocks = false;
+
+  /// GGUF's number of a tensor's type.
+  std::uint32_t type_of(const std::string& name, bool is_matrix) const {
+    if (!in_blocks || !is_matrix) return 0;
+    return name == "token_embd.weight" ? 8 : name.find("attn_v.") != std::string::npos ? 1 : 3;
+  }
 
   /// GPT-2's printable character for a byte, as UTF-8.
   static std::string printable(int byte) {
@@ -77,19 +85,29 @@ struct TinyGguf {
     whole("tokenizer.ggml.eos_token_id", 260);
     std::uint64_t offset = 0;
     for (const Tensor& tensor : tensors) {
+      const std::uint32_t type = type_of(tensor.name, tensor.rows > 0);
       if (tensor.rows == 0) {
-        file.tensor(tensor.name, {tensor.cols}, 0, offset);
+        file.tensor(tensor.name, {tensor.cols}, type, offset);
       } else {
-        file.tensor(tensor.name, {tensor.cols, tensor.rows}, 0, offset);
+        file.tensor(tensor.name, {tensor.cols, tensor.rows}, type, offset);
       }
-      offset += (std::max<std::uint64_t>(tensor.rows, 1) * tensor.cols * 4 + 31) / 32 * 32;
+      const std::uint64_t count = std::max<std::uint64_t>(tensor.rows, 1) * tensor.cols;
+      const std::uint64_t bytes = type == 3 ? count / 32 * 20 : type == 8 ? count / 32 * 34 : count * (type == 1 ? 2 : 4);
+      offset += (bytes + 31) / 32 * 32;
     }
     file.align();
     peft::Philox random(seed);
     for (const Tensor& tensor : tensors) {
       const std::uint64_t count = std::max<std::uint64_t>(tensor.rows, 1) * tensor.cols;
+      const std::uint32_t type = type_of(tensor.name, tensor.rows > 0);
+      const auto number = [&](float size) { return static_cast<float>(random.uniform_double() - 0.5) * size; };
       for (std::uint64_t i = 0; i < count; ++i) {
-        file.number(tensor.rows == 0 ? 1.0f : static_cast<float>(random.uniform_double() - 0.5) * 0.4f);
+        const bool opens = i % 32 == 0;
+        if (type == 3 && opens) file.number(peft::f16(0.03f + number(0.02f)).bits).number(peft::f16(-0.2f + number(0.1f)).bits);
+        if (type == 8 && opens) file.number(peft::f16(0.002f + number(0.002f)).bits);
+        if (type == 0) file.number(tensor.rows == 0 ? 1.0f : number(0.4f));
+        if (type == 1) file.number(peft::f16(number(0.4f)).bits);
+        if (type == 8 || (type == 3 && i % 2 == 0)) file.number(static_cast<std::uint8_t>(random.below(256)));
       }
       file.align();
     }

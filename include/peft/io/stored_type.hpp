@@ -58,15 +58,15 @@ inline constexpr std::array kStoredTypes{
     StoredTypeInfo{StoredType::kU64, "U64", 1, 8, true, -1, false},
     StoredTypeInfo{StoredType::kQ4_0, "Q4_0", 32, 18, false, 2, true},
     StoredTypeInfo{StoredType::kQ4_1, "Q4_1", 32, 20, false, 3, true},
-    StoredTypeInfo{StoredType::kQ5_0, "Q5_0", 32, 22, false, 6, false},
-    StoredTypeInfo{StoredType::kQ5_1, "Q5_1", 32, 24, false, 7, false},
+    StoredTypeInfo{StoredType::kQ5_0, "Q5_0", 32, 22, false, 6, true},
+    StoredTypeInfo{StoredType::kQ5_1, "Q5_1", 32, 24, false, 7, true},
     StoredTypeInfo{StoredType::kQ8_0, "Q8_0", 32, 34, false, 8, true},
     StoredTypeInfo{StoredType::kQ8_1, "Q8_1", 32, 40, false, 9, false},
     StoredTypeInfo{StoredType::kQ2K, "Q2_K", 256, 84, false, 10, false},
     StoredTypeInfo{StoredType::kQ3K, "Q3_K", 256, 110, false, 11, false},
-    StoredTypeInfo{StoredType::kQ4K, "Q4_K", 256, 144, false, 12, false},
-    StoredTypeInfo{StoredType::kQ5K, "Q5_K", 256, 176, false, 13, false},
-    StoredTypeInfo{StoredType::kQ6K, "Q6_K", 256, 210, false, 14, false},
+    StoredTypeInfo{StoredType::kQ4K, "Q4_K", 256, 144, false, 12, true},
+    StoredTypeInfo{StoredType::kQ5K, "Q5_K", 256, 176, false, 13, true},
+    StoredTypeInfo{StoredType::kQ6K, "Q6_K", 256, 210, false, 14, true},
     StoredTypeInfo{StoredType::kQ8K, "Q8_K", 256, 292, false, 15, false},
     StoredTypeInfo{StoredType::kIQ2XXS, "IQ2_XXS", 256, 66, false, 16, false},
     StoredTypeInfo{StoredType::kIQ2XS, "IQ2_XS", 256, 74, false, 17, false},
@@ -93,6 +93,9 @@ constexpr bool stored_types_in_order() {
 static_assert(stored_types_in_order());
 
 }  // namespace detail
+
+/// The types that TensorRef::read_f32 knows, for messages.
+inline constexpr std::string_view kReadableTypes = "F32, F64, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K";
 
 constexpr const StoredTypeInfo& info_of(StoredType type) noexcept {
   return detail::kStoredTypes[static_cast<std::size_t>(type)];

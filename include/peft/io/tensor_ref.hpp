@@ -75,7 +75,7 @@ struct TensorRef {
     if (file != nullptr) text += " of " + file->path().string();
     return text;
   }
-  /// Whether read_f32 can read it: F32, F64, F16, BF16, Q4_0, Q4_1, Q8_0.
+  /// Whether read_f32 can read it; kReadableTypes names what it can.
   bool is_readable() const noexcept { return info_of(type).readable; }
 
   /// Writes all elements as float, dequantised where they are blocks. Throws FormatError for a type that is not readable.
@@ -85,9 +85,8 @@ struct TensorRef {
   /// FormatError for a type that is not readable, ShapeError for rows that do not exist.
   void read_rows_f32(Index first, Index count, float* out) const {
     if (!is_readable()) {
-      fail<FormatError>("reading {} as float: its type is {}; readable are F32, F64, F16, BF16, Q4_0, Q4_1 and Q8_0; "
-                        "convert the file to one of them",
-                        where(), name_of(type));
+      fail<FormatError>("reading {} as float: its type is {}; readable are {}; convert the file to one of them", where(),
+                        name_of(type), kReadableTypes);
     }
     check_size();
     if (first < 0 || count < 0 || first > rows() || count > rows() - first) {

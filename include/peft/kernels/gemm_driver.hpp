@@ -16,6 +16,7 @@
 #include "peft/kernels/gemm.hpp"
 #include "peft/kernels/kernel_table.hpp"
 #include "peft/kernels/scratch.hpp"
+#include "peft/kernels/thin_blocks.hpp"
 #include "peft/kernels/thin_four_bit.hpp"
 #include "peft/kernels/thin_gemm.hpp"
 
@@ -266,6 +267,10 @@ inline void gemm(const GemmProblem& p, ExecutorRef executor) {
   }
   if (detail::is_thin_four_bit(p)) {
     detail::thin_four_bit(p, table, executor);
+    return;
+  }
+  if (detail::is_thin_blocks(p)) {
+    detail::thin_blocks(p, table, executor);
     return;
   }
   const Index mr = table.tile_rows, nr = table.tile_columns;

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "peft/core/scalar.hpp"
+#include "peft/kernels/block_format.hpp"
 #include "peft/kernels/block_scales.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -26,6 +27,13 @@ struct FourBitOperand {
   Index block = 0;
 };
 
+/// W [n, k] in a GGUF's blocks.
+struct BlocksOperand {
+  const std::uint8_t* data = nullptr;  ///< rows of row_bytes, whole blocks
+  Index row_bytes = 0;
+  BlockFormat format = BlockFormat::kQ4_0;
+};
+
 /// The right operand B = op(W) [k, n]: a function that writes a panel, and the storage itself where it is plain memory
 /// (then thin products read it directly).
 struct PanelFill {
@@ -38,6 +46,8 @@ struct PanelFill {
   Operand dense{};
   /// Four-bit storage of W with B = Wᵀ, read directly by thin products, or nullptr.
   const FourBitOperand* four_bit = nullptr;
+  /// The same in blocks, or nullptr.
+  const BlocksOperand* blocks = nullptr;
 };
 
 /// One low-rank term: scale · S[m,r] · L[r,n].

@@ -5,6 +5,7 @@
 
 #include "peft/core/activation.hpp"
 #include "peft/core/scalar.hpp"
+#include "peft/kernels/block_format.hpp"
 #include "peft/kernels/eight_bit.hpp"
 #include "peft/kernels/four_bit.hpp"
 
@@ -72,6 +73,18 @@ struct ThinFourBitCall {
   const float* value = nullptr;         ///< [16]
   const float* scales = nullptr;        ///< [n][scale_stride ≥ k/block + 4], 0 behind the last block
   Index scale_stride = 0;
+  float* y = nullptr;
+  Index y_stride = 0;
+};
+
+/// A few rows against rows of blocks: y[i][j] = Σ_k x[i][k]·w[j][k], i < m ≤ 4, j < n. Rows are whole blocks.
+struct ThinBlocksCall {
+  Index m = 0, n = 0, k = 0;
+  BlockFormat format = BlockFormat::kQ4_0;
+  const float* x = nullptr;
+  Index x_stride = 0;
+  const std::uint8_t* blocks = nullptr;  ///< rows of row_bytes
+  Index row_bytes = 0;
   float* y = nullptr;
   Index y_stride = 0;
 };
@@ -174,6 +187,9 @@ struct KernelTable {
   /// updated moments before they are rounded to 8 bits.
   void (*adamw_8bit)(Index n, float* param, const float* grad, const EightBitMoments& moments, const EightBitTable& m_table,
                      const EightBitTable& v_table, const AdamWFloats& step) noexcept;
+  /// out[j] = element first + j of a row of blocks, j < count.
+  void (*decode_blocks)(BlockFormat format, const std::uint8_t* row, Index first, Index count, float* out) noexcept;
+  void (*thin_blocks)(const ThinBlocksCall& call) noexcept;
 };
 
 }  // namespace kernels

@@ -5,6 +5,7 @@
 #include "peft/data/instruction_data.hpp"
 #include "peft/merge.hpp"
 #include "support/catch.hpp"
+#include "support/tiny_gguf.hpp"
 #include "unit/cli/program.hpp"
 
 using namespace cli_test;
@@ -167,6 +168,34 @@ TEST_CASE("train: bf16 and f16 activations learn what f32 does") {
     // bf16 rounds each activation by 2⁻⁹ of itself: through nine steps the loss stays near, not equal.
     CHECK(outcome.json()["val_loss_after"].get<double>() == Approx(wide).margin(0.15));
   }
+}
+
+TEST_CASE("train and eval: weights as the file has them learn what f32 does; in four bits by --dtype or --method qlora") {
+  const Workplace place;
+  const std::string model = place.folder / "blocks.gguf";
+  write_file(model, peft_test::TinyGguf{.intermediate = 64, .in_blocks = true}.bytes());
+  const auto train = [&](const std::string& name, std::vector<std::string> more) {
+    more.insert(more.end(), {"--model", model});
+    const Outcome outcome = run(place.folder, place.training(name, std::move(more)));
+    INFO(outcome.err);
+    REQUIRE(outcome.status == 0);
+    return outcome.json()["val_loss_after"].get<double>();
+  };
+  CHECK(train("native", {"--dtype", "native"}) == Approx(train("f32", {})).epsilon(1e-6));
+  const double once = train("once", {"--dtype", "nf4", "--block", "32", "--no-double-quant"});
+  CHECK(train("nf4", {"--dtype", "nf4"}) != once);
+  train("qlora", {"--method", "qlora"});
+  CHECK(place.adapter_bytes("qlora") == place.adapter_bytes("nf4"));
+  const auto loss = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"eval", "--model", model, "--adapter", place.folder / "nf4", "--data", place.train, "--metrics",
+                               "loss", "--json"});
+    const Outcome outcome = run(place.folder, more);
+    INFO(outcome.err);
+    REQUIRE(outcome.status == 0);
+    return outcome.json()["loss"].get<double>();
+  };
+  CHECK(loss({"--dtype", "native"}) == Approx(loss({})).epsilon(1e-6));
+  CHECK(loss({"--dtype", "fp4"}) != loss({"--dtype", "nf4"}));
 }
 
 TEST_CASE("train: a configuration file instead of options") {
@@ -340,6 +369,10 @@ TEST_CASE("what is wrong is said with place and expectation, and nothing is left
   refuse({"--data", place.folder / "none.jsonl"}, "none.jsonl", 2);
   refuse({"--r", "0"}, "--r", 2);
   refuse({"--dtype", "int3"}, "--dtype", 2);
+  refuse({"--block", "64"}, "--block: is no option of --dtype f32", 2);
+  refuse({"--no-double-quant", "--dtype", "native"}, "is no option of --dtype native", 2);
+  refuse({"--method", "qlora", "--dtype", "bf16"}, "expected nf4 or fp4", 2);
+  refuse({"--dtype", "nf4", "--block", "48"}, "the block size is 48");
   refuse({"--no-such-option"}, "--no-such-option", 2);
   refuse({"--target-modules", "query"}, "query");
   refuse({"--template", "none"}, "--template", 2);

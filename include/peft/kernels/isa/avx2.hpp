@@ -247,6 +247,20 @@ PEFT_ALWAYS_INLINE void ustore_bytes(U a, std::uint8_t* out) noexcept {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(halves, halves));
 }
 
+// Signed bytes as words, and whole numbers of blocks; see scalar.hpp.
+PEFT_ALWAYS_INLINE U uload_signed(const std::uint8_t* p) noexcept {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+PEFT_ALWAYS_INLINE U uor(U a, U b) noexcept { return _mm256_or_si256(a, b); }
+PEFT_ALWAYS_INLINE U ushift_left4(U a) noexcept { return _mm256_slli_epi32(a, 4); }
+PEFT_ALWAYS_INLINE U uright_by(U a, U count) noexcept { return _mm256_srlv_epi32(a, count); }
+PEFT_ALWAYS_INLINE V vwhole(U a) noexcept { return _mm256_cvtepi32_ps(a); }
+PEFT_ALWAYS_INLINE float half_at(const std::uint8_t* p) noexcept {
+  std::uint16_t bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx2

@@ -262,6 +262,20 @@ PEFT_ALWAYS_INLINE void ustore_bytes(U a, std::uint8_t* out) noexcept {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_maskz_cvtepi32_epi8(kAll, a));
 }
 
+// Signed bytes as words, and whole numbers of blocks; see scalar.hpp.
+PEFT_ALWAYS_INLINE U uload_signed(const std::uint8_t* p) noexcept {
+  return _mm512_maskz_cvtepi8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+PEFT_ALWAYS_INLINE U uor(U a, U b) noexcept { return _mm512_or_si512(a, b); }
+PEFT_ALWAYS_INLINE U ushift_left4(U a) noexcept { return _mm512_maskz_slli_epi32(kAll, a, 4); }
+PEFT_ALWAYS_INLINE U uright_by(U a, U count) noexcept { return _mm512_maskz_srlv_epi32(kAll, a, count); }
+PEFT_ALWAYS_INLINE V vwhole(U a) noexcept { return _mm512_maskz_cvtepi32_ps(kAll, a); }
+PEFT_ALWAYS_INLINE float half_at(const std::uint8_t* p) noexcept {
+  std::uint16_t bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx512

@@ -155,6 +155,23 @@ PEFT_ALWAYS_INLINE V vlookup(const float* table, U index) noexcept { return tabl
 PEFT_ALWAYS_INLINE U uload_bytes(const std::uint8_t* p) noexcept { return *p; }
 PEFT_ALWAYS_INLINE void ustore_bytes(U a, std::uint8_t* out) noexcept { *out = static_cast<std::uint8_t>(a); }
 
+/// W bytes as words, their sign extended.
+PEFT_ALWAYS_INLINE U uload_signed(const std::uint8_t* p) noexcept {
+  return static_cast<U>(static_cast<std::int32_t>(static_cast<std::int8_t>(*p)));
+}
+PEFT_ALWAYS_INLINE U uor(U a, U b) noexcept { return a | b; }
+PEFT_ALWAYS_INLINE U ushift_left4(U a) noexcept { return a << 4; }
+/// Each lane by its own count, below 32.
+PEFT_ALWAYS_INLINE U uright_by(U a, U count) noexcept { return a >> count; }
+/// A signed whole number as a float.
+PEFT_ALWAYS_INLINE V vwhole(U a) noexcept { return static_cast<float>(static_cast<std::int32_t>(a)); }
+/// The f16 at p, which need not be aligned.
+PEFT_ALWAYS_INLINE float half_at(const std::uint8_t* p) noexcept {
+  f16 h;
+  std::memcpy(&h.bits, p, sizeof(h.bits));
+  return static_cast<float>(h);
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::scalar

@@ -1,0 +1,20 @@
+#pragma once
+/// How a model's weights are kept while it runs.
+
+#include "hosts/names.hpp"
+
+namespace peft_examples {
+
+/// kActivations: every weight in the activations' type. kFile: as the file has it, in its blocks where it has some. kNf4,
+/// kFp4: the layers' linears are quantised while they are read, the embedding and the head stay as in kFile.
+struct WeightStorage {
+  enum class Kind { kActivations, kFile, kNf4, kFp4 };
+
+  Kind kind = Kind::kActivations;
+  Index block_size = 64;     ///< of kNf4 and kFp4
+  bool double_quant = true;  ///< of them: their maxima are quantised too
+
+  bool keeps_file() const noexcept { return kind != Kind::kActivations; }
+};
+
+}  // namespace peft_examples

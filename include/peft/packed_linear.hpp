@@ -1,0 +1,135 @@
+#pragma once
+/// A linear layer whose weight stays packed in a few bits per element:
+///   y = x·Wᵀ + bias;   x [n,in], W [out,in] a tensor that decodes parts of itself, bias [out], y [n,out]
+/// Nothing is saved for backward: dx = dy·W. W is never materialised: a panel of it is decoded when the matrix product packs
+/// the panel, once for all rows, forward from the rows of W and backward from their parts, out of the same bytes. Those are
+/// the tensor's: a mapped file is computed on as it is. Sums are in float over the decoded values.
+
+#include <algorithm>
+#include <concepts>
+#include <span>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "peft/core/buffer.hpp"
+#include "peft/core/parallel.hpp"
+#include "peft/error.hpp"
+#include "peft/kernels/gemm_problem.hpp"
+#include "peft/kernels/kernel_table.hpp"
+#include "peft/kernels/scratch.hpp"
+#include "peft/linear.hpp"
+#include "peft/low_rank_product.hpp"
+
+PEFT_BEGIN_NAMESPACE
+
+/// What a PackedLinear stands on: a matrix that decodes parts of its rows, at once in any number of threads. kLayer names the
+/// layer in messages; operand() is what products of a few rows read directly, put into a panel source by give_operand().
+template <class W>
+concept PackedTensor = requires(const W& w, Index i, float* out, kernels::PanelFill& fill,
+                                const typename W::operand_type& operand) {
+  { W::kLayer } -> std::convertible_to<std::string_view>;
+  { w.shape().size() } -> std::convertible_to<std::size_t>;
+  { w.rows() } -> std::convertible_to<Index>;
+  { w.cols() } -> std::convertible_to<Index>;
+  w.decode(kernels::table(), i, i, i, out);  // of row i, elements [first, first + count)
+  { w.operand() } -> std::convertible_to<typename W::operand_type>;
+  w.give_operand(operand, fill);
+};
+
+/// Activations in float, bf16 or f16. The weight is frozen: gradients go through it, not into it. All members may run in any
+/// number of threads at once.
+template <PackedTensor W>
+class PackedLinear {
+ public:
+  using value_type = float;
+  using accumulator_type = float;
+  /// Activations that it takes.
+  template <class T>
+  static constexpr bool kTakes = Scalar<T> && !std::same_as<T, double>;
+
+  /// `weight` is [out, in]; `bias` has out elements or none. Throws ShapeError.
+  explicit PackedLinear(W weight, Buffer<float> bias = {})
+      : weight_(std::move(weight)), bias_(std::move(bias)) {
+    if (weight_.shape().size() != 2) {
+      fail<ShapeError>("{}: the weight has {} dimensions; expected two, [out, in]", W::kLayer, weight_.shape().size());
+    }
+    if (!bias_.empty() && bias_.size() != out_features()) {
+      fail<ShapeError>("{}: bias has {} elements; expected out_features = {} or none", W::kLayer, bias_.size(),
+                       out_features());
+    }
+    operand_ = weight_.operand();
+  }
+
+  Index in_features() const noexcept { return weight_.cols(); }
+  Index out_features() const noexcept { return weight_.rows(); }
+  const W& weight() const noexcept { return weight_; }
+  VectorView<const float> bias() const noexcept { return bias_.view(); }
+
+  /// y = x·Wᵀ + bias. Throws ShapeError.
+  template <Scalar T>
+    requires kTakes<T>
+  void forward(std::type_identity_t<MatrixView<const T>> x, MatrixView<T> y,
+               ExecutorRef executor = default_executor()) const {
+    forward_low_rank<T>(x, {}, y, executor);
+  }
+
+  /// y = x·Wᵀ + bias + Σ scale·S·Bᵀ in one product with K = in + Σr. Throws ShapeError.
+  template <Scalar T>
+    requires kTakes<T>
+  void forward_low_rank(std::type_identity_t<MatrixView<const T>> x, std::span<const LowRankTerm> terms, MatrixView<T> y,
+                        ExecutorRef executor = default_executor()) const {
+    detail::check_shape(W::kLayer, "x", x, x.rows, in_features());
+    detail::check_shape(W::kLayer, "y", y, x.rows, out_features());
+    detail::panel_forward<T>(*this, x, terms, y, executor);
+  }
+
+  /// dx (+)= dy·W. Throws ShapeError.
+  template <Scalar T>
+    requires kTakes<T>
+  void backward_input(std::type_identity_t<MatrixView<const T>> dy, MatrixView<T> dx,
+                      Accumulate mode = Accumulate::kOverwrite, ExecutorRef executor = default_executor()) const {
+    detail::check_shape(W::kLayer, "dy", dy, dy.rows, out_features());
+    detail::check_shape(W::kLayer, "dx", dx, dy.rows, in_features());
+    detail::panel_backward<T>(*this, dy, {}, dx, mode, executor);
+  }
+
+  /// The panels, and, for products of a few rows, the codes themselves, which are then decoded in registers.
+  kernels::PanelFill panel_fill(Order order) const noexcept {
+    kernels::PanelFill result;
+    result.context = this;
+    result.fill = order == Order::kForward ? fill<Order::kForward> : fill<Order::kBackward>;
+    if (order == Order::kForward) weight_.give_operand(operand_, result);
+    return result;
+  }
+
+  /// The weight a panel at a time; see PanelSource.
+  void fill_panel(Index n0, Index nc, Index k0, Index kc, float* panel, Index ld, Order order) const {
+    const kernels::KernelTable& t = kernels::table();
+    if (order == Order::kBackward) {
+      for (Index k = 0; k < kc; ++k) weight_.decode(t, k0 + k, n0, nc, panel + k * ld);
+      return;
+    }
+    // Rows of W are columns of the panel: decoded along the row, then turned round within the first cache.
+    for (Index first = 0; first < nc; first += kTurn) {
+      const Index rows = std::min(kTurn, nc - first);
+      float* const decoded = kernels::scratch(kernels::ScratchSlot::kTile, rows * kc);
+      for (Index j = 0; j < rows; ++j) weight_.decode(t, n0 + first + j, k0, kc, decoded + j * kc);
+      t.pack_transposed(decoded, kc, DType::kF32, rows, rows, kc, panel + first, ld);
+    }
+  }
+
+ private:
+  template <Order order>
+  static void fill(const void* context, Index n0, Index nc, Index k0, Index kc, float* panel, Index ld) {
+    static_cast<const PackedLinear*>(context)->fill_panel(n0, nc, k0, kc, panel, ld, order);
+  }
+
+  static constexpr Index kTurn = 32;  // at 256 deep 32 KiB
+
+  W weight_;
+  typename W::operand_type operand_;
+  Buffer<float> bias_;
+};
+
+PEFT_END_NAMESPACE
