@@ -6,7 +6,6 @@
 /// base's forward, and the terms are added. Backward: a panel source: one GEMM with K = out + Σr; otherwise the base's
 /// backward_input, and the terms are added. Double runs plain loops: it is the reference.
 
-#include <algorithm>
 #include <array>
 #include <concepts>
 #include <span>
@@ -102,23 +101,13 @@ kernels::Operand operand_of(MatrixView<const T> view, bool transposed = false) n
 template <Scalar T>
 void gemm_with_terms(kernels::GemmProblem problem, MatrixView<const T> x, std::span<const LowRankTerm> terms,
                      MatrixView<T> y, ExecutorRef executor) {
-  std::vector<Index> cuts;
-  for (const LowRankTerm& term : terms) {
-    if (term.first_row != 0 || term.rows != y.rows) {
-      cuts.push_back(term.first_row);
-      cuts.push_back(term.first_row + term.rows);
+  for (Index first = 0, last = 0; first < y.rows; first = last) {
+    last = y.rows;  // or where the next term begins or ends
+    for (const LowRankTerm& term : terms) {
+      for (const Index edge : {term.first_row, term.first_row + term.rows}) {
+        if (edge > first && edge < last) last = edge;
+      }
     }
-  }
-  if (!cuts.empty()) {
-    cuts.push_back(0);
-    std::sort(cuts.begin(), cuts.end());
-    cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
-    if (cuts.back() == y.rows) cuts.pop_back();
-  }
-  const std::size_t runs = cuts.empty() ? 1 : cuts.size();
-  for (std::size_t i = 0; i < runs; ++i) {
-    const Index first = cuts.empty() ? 0 : cuts[i];
-    const Index last = i + 1 < runs ? cuts[i + 1] : y.rows;
     ColumnList columns;
     for (const LowRankTerm& term : terms) {
       if (term.first_row > first || term.first_row + term.rows < last) continue;

@@ -8,11 +8,11 @@
 /// Low-rank columns are packed as one more block of K that opens the accumulators. All cuts follow from (m, n, k) and
 /// the tile alone, so the bits do not depend on the threads.
 
-#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
 #include "peft/core/rounded.hpp"
+#include "peft/kernels/arithmetic.hpp"
 #include "peft/kernels/gemm.hpp"
 #include "peft/kernels/kernel_table.hpp"
 #include "peft/kernels/scratch.hpp"
@@ -71,14 +71,14 @@ inline void pack_b(const KernelTable& t, const PanelFill& b, Index n0, Index nc,
     }
     return;
   }
-  if (nc < nr) std::fill_n(panel, kc * nr, 0.0f);
+  if (nc < nr) fill_floats(panel, kc * nr, 0.0f);
   b.fill(b.context, n0, nc, k0, kc, panel, nr);
 }
 
 /// Depth of the blocks of K, a multiple of 16: as even as they come.
 inline Index block_depth(Index k) noexcept {
-  const Index blocks = std::max<Index>(1, ceil_div(k, kBlockK));
-  return std::clamp<Index>(ceil_div(ceil_div(k, blocks), 16) * 16, 16, kBlockK);
+  const Index blocks = larger(1, ceil_div(k, kBlockK));
+  return clamped(ceil_div(ceil_div(k, blocks), 16) * 16, 16, kBlockK);
 }
 
 /// Which block of rows stands packed in a thread's scratch.
@@ -101,9 +101,9 @@ struct GemmJob {
     const Index row_panels = ceil_div(rows, mr);
     const Operand& a = p.a;
     for (Index i = 0; i < row_panels; ++i) {
-      const Index row = first_row + i * mr, have = std::min(mr, rows - i * mr);
+      const Index row = first_row + i * mr, have = smaller(mr, rows - i * mr);
       for (Index k0 = k_first; k0 < k_last; k0 += depth) {
-        const Index kc = std::min(depth, k_last - k0);
+        const Index kc = smaller(depth, k_last - k0);
         float* dst = packed_a + row_panels * mr * (k0 - k_first) + i * mr * kc;
         if (a.transposed) {
           table.pack_straight(element(a.data, k0 * a.stride + row, a.type), a.stride, a.type, have, mr, kc, dst, mr);
@@ -131,7 +131,7 @@ struct GemmJob::RowBlock {
   void multiply(Index slice) const {
     const Index mr = table.tile_rows, nr = table.tile_columns;
     const Index n0 = slice * job.panels_per_slice * nr;
-    const Index n1 = std::min(p.n, n0 + job.panels_per_slice * nr);
+    const Index n1 = smaller(p.n, n0 + job.panels_per_slice * nr);
     const Index panels = ceil_div(n1 - n0, nr);
     const Index row_panels = ceil_div(rows, mr);
     const bool wide = p.c_type != DType::kF32;
@@ -143,15 +143,15 @@ struct GemmJob::RowBlock {
     float* low_rank_panels = panel + nr * kBlockK;
     if (wide) load_sums(n0, n1, width, sums);
     for (Index j = 0; j < panels && opening_rank > 0; ++j) {
-      pack_low_rank_columns(table, p, n0 + j * nr, std::min(nr, n1 - n0 - j * nr), low_rank_panels + j * nr * rank);
+      pack_low_rank_columns(table, p, n0 + j * nr, smaller(nr, n1 - n0 - j * nr), low_rank_panels + j * nr * rank);
     }
-    const Index blocks = std::max<Index>(1, ceil_div(k_last - k_first, depth));
+    const Index blocks = larger(1, ceil_div(k_last - k_first, depth));
     for (Index block = 0; block < blocks; ++block) {
       const Index k0 = k_first + block * depth;
-      const Index kc = std::min(depth, k_last - k0);
+      const Index kc = smaller(depth, k_last - k0);
       const bool opening = k0 == 0;
       for (Index j = 0; j < panels; ++j) {
-        if (kc > 0) pack_b(table, p.b, n0 + j * nr, std::min(nr, n1 - n0 - j * nr), k0, kc, panel);
+        if (kc > 0) pack_b(table, p.b, n0 + j * nr, smaller(nr, n1 - n0 - j * nr), k0, kc, panel);
         for (Index i = 0; i < row_panels; ++i) {
           TileCall call;
           call.k = kc;
@@ -196,7 +196,7 @@ struct GemmJob::RowBlock {
     call.mask_stride = p.low_rank_mask.stride_bytes;
     call.mask_column = n0 + j * nr;
     call.mask_columns = p.n;
-    call.mask_rows = std::min(mr, rows - i * mr);
+    call.mask_rows = smaller(mr, rows - i * mr);
     call.mask_scale = p.low_rank_mask.scale;
   }
 
@@ -205,12 +205,12 @@ struct GemmJob::RowBlock {
   void bias_of(TileCall& call, bool opening, Index n, Run&& run) const {
     float padded[kMaxTileColumns];
     if (opening && p.bias != nullptr) {
-      const Index have = std::min(table.tile_columns, p.n - n);
+      const Index have = smaller(table.tile_columns, p.n - n);
       if (have == table.tile_columns) {
         call.bias = p.bias + n;
       } else {
-        std::fill_n(padded, table.tile_columns, 0.0f);
-        std::copy_n(p.bias + n, have, padded);
+        fill_floats(padded, table.tile_columns, 0.0f);
+        copy_floats(p.bias + n, have, padded);
         call.bias = padded;
       }
     }
@@ -220,7 +220,7 @@ struct GemmJob::RowBlock {
   /// A tile of a float C: in place where it is whole, through a copy at the edges.
   void run_float(TileCall& call, bool opening, Index i, Index n) const {
     const Index mr = table.tile_rows, nr = table.tile_columns;
-    const Index have_rows = std::min(mr, rows - i * mr), have_columns = std::min(nr, p.n - n);
+    const Index have_rows = smaller(mr, rows - i * mr), have_columns = smaller(nr, p.n - n);
     float* c = static_cast<float*>(p.c) + (first_row + i * mr) * p.c_stride + n;
     bias_of(call, opening, n, [&](TileCall& ready) {
       if (have_rows == mr && have_columns == nr) {
@@ -230,21 +230,21 @@ struct GemmJob::RowBlock {
         return;
       }
       float edge[kMaxTileRows * kMaxTileColumns];
-      std::fill_n(edge, mr * nr, 0.0f);
+      fill_floats(edge, mr * nr, 0.0f);
       for (Index r = 0; ready.load_c && r < have_rows; ++r) {
-        std::copy_n(c + r * p.c_stride, have_columns, edge + r * nr);
+        copy_floats(c + r * p.c_stride, have_columns, edge + r * nr);
       }
       ready.c = edge;
       ready.c_stride = nr;
       table.tile(ready);
-      for (Index r = 0; r < have_rows; ++r) std::copy_n(edge + r * nr, have_columns, c + r * p.c_stride);
+      for (Index r = 0; r < have_rows; ++r) copy_floats(edge + r * nr, have_columns, c + r * p.c_stride);
     });
   }
 };
 
 inline void GemmJob::operator()(Index task) const {
   const Index block = task / slices, first_row = block * block_rows;
-  const Index rows = std::min(block_rows, p.m - first_row);
+  const Index rows = smaller(block_rows, p.m - first_row);
   const Index packed_rows = ceil_div(rows, table.tile_rows) * table.tile_rows;
   float* packed_a = scratch(ScratchSlot::kPackedRows, packed_rows * (k_last - k_first) + 64);
   float* packed_low_rank = scratch(ScratchSlot::kPackedLowRank, packed_rows * rank + 64);
@@ -277,18 +277,18 @@ inline void gemm(const GemmProblem& p, ExecutorRef executor) {
   const Index rank = detail::total_rank(p);
   const Index panels = detail::ceil_div(p.n, nr);
   // Enough slices to share out evenly, few enough calls.
-  const Index per_slice = std::clamp<Index>(panels / 16, 1, 8);
-  const Index row_blocks = std::max<Index>(1, (p.m + detail::kBlockRows / 2) / detail::kBlockRows);
+  const Index per_slice = detail::clamped(panels / 16, 1, 8);
+  const Index row_blocks = detail::larger(1, (p.m + detail::kBlockRows / 2) / detail::kBlockRows);
   const Index block_rows = detail::ceil_div(detail::ceil_div(p.m, row_blocks), mr) * mr;
   const Index slices = detail::ceil_div(panels, per_slice);
   const Index depth = detail::block_depth(p.k);
   // 16-bit results are rounded once: their sums may not leave a task, so all of K is one stretch.
   const bool whole = p.c_type != DType::kF32;
-  const Index stretch = whole ? p.k : std::max<Index>(1, detail::kPackedFloats / (block_rows * depth)) * depth;
+  const Index stretch = whole ? p.k : detail::larger(1, detail::kPackedFloats / (block_rows * depth)) * depth;
   static std::atomic<std::uint64_t> jobs{0};
   Index k_first = 0;
   do {
-    const Index k_last = std::min(p.k, k_first + stretch);
+    const Index k_last = detail::smaller(p.k, k_first + stretch);
     const detail::GemmJob job{p,       table,  rank,  block_rows, slices, per_slice,
                               k_first, k_last, depth, 1 + jobs.fetch_add(1, std::memory_order_relaxed)};
     parallel_for(executor, detail::ceil_div(p.m, block_rows) * slices, job);

@@ -6,10 +6,10 @@
 ///   skinny_tn_t  G[n,r] += scale · dy[m,n]ᵀ·S[m,r]       (dB)
 /// x and dy are float, f16 or bf16; the rest is float. x is read once. Sums over m run in ascending order.
 
-#include <algorithm>
 
 #include "peft/core/executor.hpp"
 #include "peft/core/rounded.hpp"
+#include "peft/kernels/arithmetic.hpp"
 #include "peft/kernels/gemm.hpp"
 #include "peft/kernels/kernel_table.hpp"
 #include "peft/kernels/scratch.hpp"
@@ -56,7 +56,7 @@ inline void skinny_nt(Index m, Index k, Index r, const void* x, Index x_stride, 
   parallel_for_ranges(executor, m, detail::kSkinnyRows, [&](Index first, Index last) {
     const bool direct = x_type == DType::kF32 && mask.bits == nullptr;
     for (Index i = first; i < last; i += 4) {
-      const Index rows = std::min<Index>(4, last - i);
+      const Index rows = detail::smaller(4, last - i);
       const float* left = static_cast<const float*>(x) + (direct ? i * x_stride : 0);
       Index left_stride = x_stride;
       float* memory = scratch(ScratchSlot::kRows, 4 * k + 4 * r + 64);
@@ -99,9 +99,9 @@ void skinny_gradient(Index m, Index k, Index r, const float* s, Index s_stride, 
     const Index n = last - first;
     float* memory = scratch(ScratchSlot::kRows, kSkinnyDepth * n + r * n + 64);
     float* sums = memory + kSkinnyDepth * n;
-    std::fill_n(sums, r * n, 0.0f);
+    fill_floats(sums, r * n, 0.0f);
     for (Index i = 0; i < m; i += kSkinnyDepth) {
-      const Index rows = std::min(kSkinnyDepth, m - i);
+      const Index rows = smaller(kSkinnyDepth, m - i);
       widen_masked(t, x, x_stride, x_type, mask, i, rows, first, n, k, memory);
       t.outer_update(rows, r, n, s + i * s_stride, s_stride, 1, memory, n, sums, n);
     }

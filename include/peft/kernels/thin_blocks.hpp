@@ -2,8 +2,8 @@
 /// Products of a few rows (decoding) over a weight in a GGUF's blocks: they are read once for four rows, as four streams, and
 /// decoded in registers.
 
-#include <algorithm>
 
+#include "peft/kernels/arithmetic.hpp"
 #include "peft/kernels/thin_packed.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -28,7 +28,7 @@ inline void thin_blocks(const GemmProblem& p, const KernelTable& table, Executor
   thin_packed(p, table, s, executor, [&](Index first, Index count, float* y) {
     for (Index i = 0; i < p.m; i += 4) {
       ThinBlocksCall call;
-      call.m = std::min<Index>(4, p.m - i), call.n = count, call.k = p.k, call.format = w.format;
+      call.m = smaller(4, p.m - i), call.n = count, call.k = p.k, call.format = w.format;
       call.x = x + i * x_stride, call.x_stride = x_stride;
       call.blocks = w.data + first * w.row_bytes, call.row_bytes = w.row_bytes;
       call.y = y + i * kWideColumns, call.y_stride = kWideColumns;

@@ -2,8 +2,8 @@
 /// Products of a few rows (decoding) over a weight in four bits: its codes are read once for four rows, as four streams, and
 /// decoded in registers. The scales of a task's rows are laid out first, from 8 bits where they are quantised too.
 
-#include <algorithm>
 
+#include "peft/kernels/arithmetic.hpp"
 #include "peft/kernels/thin_packed.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -31,11 +31,11 @@ inline void thin_four_bit(const GemmProblem& p, const KernelTable& table, Execut
     for (Index j = 0; j < count; ++j) {
       float* const own = scales + j * scale_stride;
       for (Index b = 0; b < blocks; ++b) own[b] = w.scales[(first + j) * blocks + b];
-      std::fill_n(own + blocks, 4, 0.0f);
+      fill_floats(own + blocks, 4, 0.0f);
     }
     for (Index i = 0; i < p.m; i += 4) {
       ThinFourBitCall call;
-      call.m = std::min<Index>(4, p.m - i), call.n = count, call.k = p.k, call.block = w.block;
+      call.m = smaller(4, p.m - i), call.n = count, call.k = p.k, call.block = w.block;
       call.x = x + i * x_stride, call.x_stride = x_stride;
       call.codes = w.codes + first * (p.k / 2), call.value = w.value;
       call.scales = scales, call.scale_stride = scale_stride;

@@ -2,10 +2,10 @@
 /// Products of a few rows (decoding): the weight's rows are read once, straight from their storage, as fast as memory
 /// gives them. The low-rank terms go through the same accumulators, before x·Wᵀ.
 
-#include <algorithm>
 #include <new>
 
 #include "peft/core/executor.hpp"
+#include "peft/kernels/arithmetic.hpp"
 #include "peft/kernels/gemm_problem.hpp"
 #include "peft/kernels/kernel_table.hpp"
 #include "peft/kernels/scratch.hpp"
@@ -21,7 +21,6 @@ inline constexpr Index kThinRows = 8;
 // runs, narrow ones (projections to a rank) are cut finer.
 inline constexpr Index kWideColumns = 64, kThinColumns = 32, kNarrowColumns = 4;
 
-constexpr Index ceil_div(Index a, Index b) noexcept { return (a + b - 1) / b; }
 constexpr Index bytes_of(DType type) noexcept { return size_of(type); }
 
 inline const void* element(const void* data, Index offset, DType type) noexcept {
@@ -76,7 +75,7 @@ struct ThinJob {
     call.stream = true;
     call.y_stride = kWideColumns;
     for (Index i = 0; i < p.m; i += 4) {
-      call.m = std::min<Index>(4, p.m - i);
+      call.m = smaller(4, p.m - i);
       call.row = i;
       call.x = x + i * x_stride;
       call.y = y + i * kWideColumns;

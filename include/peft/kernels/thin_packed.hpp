@@ -2,8 +2,8 @@
 /// Products of a few rows (decoding) over a weight that is not plain memory: what its formats share. The weight's kernel gives
 /// sums of a few rows over a few columns; low-rank terms, bias and what stands in the result are added behind it.
 
-#include <algorithm>
 
+#include "peft/kernels/arithmetic.hpp"
 #include "peft/kernels/thin_gemm.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -37,7 +37,7 @@ void thin_packed(const GemmProblem& p, const KernelTable& table, const float* s,
     float y[kThinRows * kWideColumns], extra[4 * kWideColumns];
     multiply(first, count, y);
     for (Index i = 0; i < p.m; i += 4) {
-      const Index rows = std::min<Index>(4, p.m - i);
+      const Index rows = smaller(4, p.m - i);
       const float* of_term = s;
       for (Index t = 0; t < p.low_rank_count; of_term += p.m * p.low_rank[t].rank, ++t) {
         const LowRankColumns& term = p.low_rank[t];
