@@ -180,8 +180,8 @@ TEST_CASE("train state: what cannot be written is refused, and the old file stay
   refused([](TrainState& s) { s.tensors[0].name = "/x"; }, "expected group/name");
   refused([](TrainState& s) { s.tensors[0].name = "x/"; }, "expected group/name");
   refused([](TrainState& s) { s.tensors[1].name = s.tensors[0].name; }, "two tensors are named");
-  refused([](TrainState& s) { s.tensors[0].type = StoredType::kI32; }, "expected a matrix of F32 or F64");
-  refused([](TrainState& s) { s.tensors[0].shape = {6}; }, "expected a matrix of F32 or F64");
+  refused([](TrainState& s) { s.tensors[0].type = StoredType::kI32; }, "expected a matrix of F32, F64 or U8");
+  refused([](TrainState& s) { s.tensors[0].shape = {6}; }, "expected a matrix of F32, F64 or U8");
   TrainState state;
   CHECK_THROWS_WITH(state.add<float>("g", "n", 2, 2, VectorView<const float>(memory.parameter.data(), 3)),
                     Catch::Contains("g/n has 3 values; expected 4"));

@@ -127,7 +127,7 @@ TEST_CASE("train: optimizers by Hugging Face's names; paged ones leave the same 
     const Outcome outcome = run(place.folder, place.training(folder, std::move(more)));
     INFO(outcome.err);
     REQUIRE(outcome.status == 0);
-    CHECK(names_in(place.folder / folder).size() == names_in(place.folder / "plain").size());
+    CHECK(io_test::names_in(place.folder / folder).size() == io_test::names_in(place.folder / "plain").size());
     return place.adapter_bytes(folder);
   };
   const std::string plain = trained("plain", {"--optimizer", "adamw_torch"});
