@@ -63,25 +63,25 @@ Number parse(const Field& field, const std::string& text) {
 
 Json value_of(const Field& field, const std::string& text) {
   switch (field.kind) {
-    case Kind::kCount:
-    case Kind::kWhole:
-    case Kind::kInteger:
+    case FieldKind::kCount:
+    case FieldKind::kWhole:
+    case FieldKind::kInteger:
       return parse<std::int64_t>(field, text);
-    case Kind::kNumber:
+    case FieldKind::kNumber:
       return parse<double>(field, text);
-    case Kind::kFlag:
+    case FieldKind::kFlag:
       return true;
-    case Kind::kModules:  // all-linear, or anything with a character of regular expressions: one pattern, as in PEFT
+    case FieldKind::kModules:  // all-linear, or anything with a character of regular expressions: one pattern, as in PEFT
       if (text == "all-linear" || text.find_first_of("*+?|()[]{}^$\\") != std::string::npos) return text;
       return split(text);
-    case Kind::kNames:
+    case FieldKind::kNames:
       return split(text);
-    case Kind::kWholes: {
+    case FieldKind::kWholes: {
       Json list = Json::array();
       for (const std::string& part : split(text)) list.push_back(parse<std::int64_t>(field, part));
       return list;
     }
-    case Kind::kText:
+    case FieldKind::kText:
       break;
   }
   if (text == "true" || text == "false") return text == "true";
@@ -242,14 +242,14 @@ void MethodOptions::add_to(CLI::App& command) {
   for (const Field& field : kFields) {
     const std::string option(field.option);
     const std::string text = fmt::format("{} [{}]", field.help, list_of(field.methods));
-    if (field.kind == Kind::kFlag) {
+    if (field.kind == FieldKind::kFlag) {
       options_.emplace_back(option, command.add_flag(option, text));
     } else {
-      const bool is_whole = field.kind == Kind::kCount || field.kind == Kind::kWhole || field.kind == Kind::kInteger;
+      const bool is_whole = field.kind == FieldKind::kCount || field.kind == FieldKind::kWhole || field.kind == FieldKind::kInteger;
       CLI::Option* added = command.add_option(option, values_[option], text);
-      added->type_name(is_whole ? "INT" : field.kind == Kind::kNumber ? "FLOAT" : "TEXT");
-      if (field.kind == Kind::kCount) added->check(CLI::PositiveNumber);
-      if (field.kind == Kind::kWhole) added->check(CLI::NonNegativeNumber);
+      added->type_name(is_whole ? "INT" : field.kind == FieldKind::kNumber ? "FLOAT" : "TEXT");
+      if (field.kind == FieldKind::kCount) added->check(CLI::PositiveNumber);
+      if (field.kind == FieldKind::kWhole) added->check(CLI::NonNegativeNumber);
       options_.emplace_back(option, added);
     }
     options_.back().second->group("Options of methods");
@@ -327,7 +327,7 @@ MethodChoice MethodOptions::from_options(const std::string& model, Index total_s
   choice.name = method.name;
   for (const Field& field : kFields) {
     if (count(field.option) == 0) continue;
-    const std::string value = field.kind == Kind::kFlag ? std::string() : values_.find(field.option)->second;
+    const std::string value = field.kind == FieldKind::kFlag ? std::string() : values_.find(field.option)->second;
     if (const std::size_t dot = field.name.find('.'); dot != std::string_view::npos) {  // of a configuration inside
       json[std::string(field.name.substr(0, dot))][std::string(field.name.substr(dot + 1))] = value_of(field, value);
     } else if (!field.name.empty()) {
