@@ -115,7 +115,7 @@ TEST_CASE("Weights quantised while they are read are those of the tensor, in the
       INFO(sites[i]->name());
       const auto& w = *dense_sites[i]->base().get_if<DenseLinear<float>>();
       Matrix<float> want(w.out_features(), w.in_features()), got(w.out_features(), w.in_features());
-      const auto check = [&]<FourBitCode kCode>() {
+      const auto check = [&, block = block, twice = twice]<FourBitCode kCode>() {
         const auto* layer = sites[i]->base().template get_if<FourBitLinear<kCode>>();
         REQUIRE(layer != nullptr);
         CHECK(layer->weight().block_size() == block);
