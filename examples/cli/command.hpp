@@ -15,6 +15,7 @@ void add_eval_command(CLI::App& app, Run& run);
 void add_generate_command(CLI::App& app, Run& run);
 void add_classify_command(CLI::App& app, Run& run);
 void add_merge_command(CLI::App& app, Run& run);
+void add_quantize_command(CLI::App& app, Run& run);
 void add_inspect_command(CLI::App& app, Run& run);
 void add_compare_command(CLI::App& app, Run& run);
 

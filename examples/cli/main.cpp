@@ -1,4 +1,4 @@
-/// The `peft` program: train, evaluate, run, merge, inspect and compare adapters from the command line.
+/// The `peft` program: train, evaluate, run, merge, quantise, inspect and compare from the command line.
 
 #include <cstdio>
 #include <exception>
@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
   add_generate_command(app, run);
   add_classify_command(app, run);
   add_merge_command(app, run);
+  add_quantize_command(app, run);
   add_inspect_command(app, run);
   add_compare_command(app, run);
   try {

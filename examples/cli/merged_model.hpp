@@ -16,10 +16,10 @@
 
 #include "cli/adapter_kind.hpp"
 #include "cli/session.hpp"
+#include "cli/stored_values.hpp"
 #include "hosts/tensor_names.hpp"
 #include "hosts/weight_reader.hpp"
 #include "peft/io/deferred_tensor.hpp"
-#include "peft/kernels/convert.hpp"
 #include "peft/merge.hpp"
 #include "peft/pipeline/registry_loader.hpp"
 
@@ -75,14 +75,14 @@ class MergedModel {
     std::vector<peft::DeferredTensor> result;
     const auto vector = [&](const std::string& name, VectorView<const float> values) {
       if (values.empty()) return;
-      result.push_back({name, type, {values.size}, [this, type, values] { return stored(values, type); }});
+      result.push_back({name, type, {values.size}, [this, type, values] { return stored_(values, type); }});
     };
     const auto norm = [&](const std::string& name) {
       for (const peft::AdaptedNorm<float>* site : model_.adapter_sites().norms) {
         if (site->name() != name) continue;
         result.push_back({name + ".weight", type, {site->weight().size}, [this, type, site] {
                             norm_ = site->values(model_.selection());
-                            return stored(norm_.weight, type);
+                            return stored_(norm_.weight, type);
                           }});
       }
     };
@@ -90,11 +90,11 @@ class MergedModel {
       result.push_back({site->name() + ".weight", type, {site->out_features(), site->in_features()}, [this, type, site] {
                           merged_ = has_changed_bias(site) ? peft::merged_layer(*site, model_.selection()).weight
                                                            : peft::merged_weight(*site, model_.selection());
-                          return stored(std::as_const(merged_).flat(), type);
+                          return stored_(std::as_const(merged_).flat(), type);
                         }});
     };
     result.push_back({embedding().name() + ".weight", type, {embedding().vocabulary(), embedding().width()},
-                      [this, type] { return stored(table(), type); }});
+                      [this, type] { return stored_(table(), type); }});
     for (Index i = 0; i < config().num_hidden_layers; ++i) {
       const auto& layer = model_.layer(i);
       const std::string path = fmt::format("model.layers.{}.", i);
@@ -109,7 +109,7 @@ class MergedModel {
         } else {
           result.push_back({bias, type, {site->out_features()}, [this, type, site] {
                               merged_bias_ = peft::merged_layer(*site, model_.selection()).bias;
-                              return stored(std::as_const(merged_bias_).view(), type);
+                              return stored_(std::as_const(merged_bias_).view(), type);
                             }});
         }
       }
@@ -135,7 +135,7 @@ class MergedModel {
         const std::span<const std::byte> bytes = inner();
         MatrixView<const float> values(reinterpret_cast<const float*>(bytes.data()), rows, cols);
         if (permuted) values = permuted_rows(values);
-        return stored(VectorView<const float>(values.data, rows * cols), kept);
+        return stored_(VectorView<const float>(values.data, rows * cols), kept);
       };
       result.push_back({gguf_tensor_name(tensor.name).value(), kept, tensor.shape, make});
     }
@@ -193,20 +193,6 @@ class MergedModel {
     return std::as_const(permuted_).view();
   }
 
-  std::span<const std::byte> stored(VectorView<const float> values, peft::StoredType type) {
-    const auto size = static_cast<std::size_t>(values.size);
-    if (type == peft::StoredType::kF32) return std::as_bytes(std::span(values.data, size));
-    narrow_.resize_discard(values.size);
-    const auto target = type == peft::StoredType::kBF16 ? peft::DType::kBF16 : peft::DType::kF16;
-    peft::kernels::convert(values.size, values.data, peft::DType::kF32, narrow_.data(), target);
-    for (Index i = 0; type == peft::StoredType::kF16 && i < values.size; ++i) {
-      if ((narrow_[i] & 0x7C00u) == 0x7C00u) {
-        peft::fail<peft::NumericError>("peft merge: a weight is {}, too large for f16; write --dtype bf16 or f32", values[i]);
-      }
-    }
-    return std::as_bytes(std::span<const std::uint16_t>(narrow_.data(), size));
-  }
-
   Llama<float> model_;
   std::span<AdaptedLinear<float>* const> sites_;  // the head last
   peft::AdapterRegistry<float> registry_;
@@ -215,7 +201,7 @@ class MergedModel {
   Matrix<float> merged_, permuted_;
   peft::Buffer<float> merged_bias_;
   peft::AdaptedNorm<float>::Values norm_;
-  peft::Buffer<std::uint16_t> narrow_;
+  StoredValues stored_;
   std::vector<float> rope_factors_;
 };
 

@@ -7,9 +7,11 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "hosts/json_fields.hpp"
 #include "hosts/model_source.hpp"
+#include "peft/checkpoint/bnb_config_json.hpp"
 #include "peft/io/safetensors.hpp"
 
 namespace peft_examples {
@@ -37,9 +39,7 @@ inline void refuse_unsupported_fields(const JsonFields& config) {
                                               : false;
     if (!neutral) config.wrong(field.name, *found, fmt::format("{}: this host supports nothing else", field.value));
   }
-  if (const peft::Json* found = config.find("quantization_config")) {
-    config.wrong("quantization_config", *found, "none: this host reads weights in F32, F16 and BF16");
-  }
+  if (const peft::Json* found = config.find("quantization_config")) peft::bnb_config_from_json(*found, config.where());
   const std::string activation = config.text_or("hidden_act", "silu");
   if (activation != "silu" && activation != "swish") {
     config.wrong("hidden_act", config.need("hidden_act"), "\"silu\": this host supports nothing else");
@@ -171,6 +171,12 @@ inline ModelSource open_model_folder(const std::filesystem::path& folder) {
   for (const peft::TensorRef& tensor : file.tensors()) {
     // Old checkpoints carry the frequencies along; they follow from the configuration.
     if (tensor.name.ends_with(".rotary_emb.inv_freq")) continue;
+    if (auto packed = peft::find_bnb_4bit(file, tensor.name)) {
+      source.four_bit.emplace(tensor.name, std::move(*packed));
+      continue;
+    }
+    const auto owner = peft::bnb_4bit_owner(tensor.name);
+    if (owner && peft::bnb_4bit_code(file, *owner)) continue;
     source.tensors.emplace(tensor.name, tensor);
   }
   const peft::TensorRef* head = source.find("lm_head.weight");

@@ -25,6 +25,8 @@ Llama<T> load_llama(const ModelSource& source, const WeightStorage& storage = {}
   const auto linear = [&](const std::string& name, Index rows, Index cols, bool bias, bool has_heads = false) {
     const Index head_dim = has_heads && source.permuted_heads ? c.head_dim : 0;
     const peft::TensorRef* added = bias ? &tensor(name + ".bias") : nullptr;
+    const auto packed = source.four_bit.find(name + ".weight");
+    if (packed != source.four_bit.end()) return read_linear<T>(packed->second, added, storage, executor);
     return read_linear<T>(tensor(name + ".weight"), added, rows, cols, head_dim, storage, executor);
   };
   const auto norm = [&](const std::string& name, Index size) {

@@ -6,9 +6,11 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "hosts/llama_config.hpp"
+#include "peft/checkpoint/bnb_4bit.hpp"
 #include "peft/io/tensor_ref.hpp"
 
 namespace peft_examples {
@@ -16,6 +18,7 @@ namespace peft_examples {
 struct ModelSource {
   LlamaConfig config;
   std::map<std::string, peft::TensorRef, std::less<>> tensors;  ///< by Hugging Face's name; each keeps its file's own
+  std::map<std::string, peft::AnyFourBitTensor, std::less<>> four_bit;  ///< of linears that bitsandbytes quantised
   bool permuted_heads = false;  ///< the rows of q and k stand in llama.cpp's order
   std::string where;            ///< for messages
 
@@ -30,6 +33,11 @@ struct ModelSource {
     return *found;
   }
 };
+
+/// Whether it is the weight of a layer's linear: what may have four bits.
+inline bool is_layer_weight(std::string_view name, const std::vector<Index>& shape) {
+  return shape.size() == 2 && name.starts_with("model.layers.");
+}
 
 /// Calls visit(name, shape) for every tensor that a model of this configuration has. No list of them is made: the
 /// configuration may claim any number of layers.
@@ -73,11 +81,27 @@ inline void check_shape(const peft::TensorRef& tensor, const std::vector<Index>&
 inline void check_tensors(const ModelSource& source) {
   std::set<std::string, std::less<>> known;
   for_each_llama_tensor(source.config, [&](const std::string& name, const std::vector<Index>& shape) {
+    known.insert(name);
+    if (const auto packed = source.four_bit.find(name); packed != source.four_bit.end()) {
+      if (!is_layer_weight(name, shape)) {
+        peft::fail<peft::FormatError>("loading {}: {} is in four bits; expected that of the layers' linears only", source.where,
+                                      peft::quote_text(name));
+      }
+      const std::vector<Index>& own = std::visit([](const auto& tensor) -> auto& { return tensor.shape(); }, packed->second);
+      if (own == shape) return;
+      peft::fail<peft::ShapeError>("loading {}: {}, in four bits, is {}; expected {}", source.where, peft::quote_text(name),
+                                   peft::detail::shape_text(own), peft::detail::shape_text(shape));
+    }
     const peft::TensorRef& tensor = source.tensor(name);
     check_shape(tensor, shape);
     tensor.read_rows_f32(0, 0, nullptr);  // refuses a type that cannot be read
-    known.insert(name);
   });
+  for (const auto& [name, tensor] : source.four_bit) {
+    if (known.count(name) == 0) {
+      peft::fail<peft::FormatError>("loading {}: a {} of this configuration has no place for {}", source.where,
+                                    source.config.model_type, peft::quote_text(name));
+    }
+  }
   for (const auto& [name, tensor] : source.tensors) {
     if (known.count(name) == 0) {
       peft::fail<peft::FormatError>("loading {}: a {} of this configuration has no place for it", tensor.where(),

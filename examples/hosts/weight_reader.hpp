@@ -3,14 +3,17 @@
 /// it stands in the mapped file; others are converted row by row, and the file's pages are given back as soon as they are
 /// read, so that a model on its way into memory needs little more than itself.
 
+#include <algorithm>
 #include <memory>
 #include <type_traits>
 #include <utility>
+#include <variant>
 
 #include "hosts/llama_weights.hpp"
 #include "hosts/model_source.hpp"
 #include "hosts/names.hpp"
 #include "hosts/weight_storage.hpp"
+#include "peft/checkpoint/bnb_4bit.hpp"
 #include "peft/checkpoint/gguf_blocks.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/dense_linear.hpp"
@@ -137,6 +140,36 @@ peft::AnyLinear<T> read_linear(const peft::TensorRef& weight, const peft::Tensor
     }
   }
   return detail::dense_linear<T>(weight, std::move(added), head_dim, executor);
+}
+
+/// A linear layer over a weight that the file has in four bits, in place; in memory where it is kept in the activations' type.
+/// Throws ConfigError where it is to be quantised once more, ShapeError.
+template <Scalar T>
+peft::AnyLinear<T> read_linear(const peft::AnyFourBitTensor& weight, const peft::TensorRef* bias, const WeightStorage& storage,
+                               ExecutorRef executor) {
+  return std::visit(
+      [&]<peft::FourBitCode kCode>(const peft::FourBitTensor<kCode>& tensor) -> peft::AnyLinear<T> {
+        Buffer<Accumulator<T>> added;
+        if (bias != nullptr) added = read_vector<Accumulator<T>>(*bias, tensor.rows());
+        if (storage.quantizes()) {
+          peft::fail<peft::ConfigError>("the model's weights are in {} already; expected them as the file has them (--dtype "
+                                        "native), or in memory (f32, bf16, f16)",
+                                        peft::name_of(kCode));
+        }
+        if constexpr (!std::is_same_v<T, double>) {
+          if (storage.keeps_file()) return peft::FourBitLinear<kCode>(tensor, std::move(added));
+          Matrix<T> values(tensor.rows(), tensor.cols());
+          tensor.template dequantize<T>(values.view(), executor);
+          return peft::DenseLinear<T>(std::move(values), std::move(added));
+        } else {
+          Matrix<float> values(tensor.rows(), tensor.cols());
+          tensor.template dequantize<float>(values.view(), executor);
+          Matrix<double> wide(tensor.rows(), tensor.cols());
+          std::copy_n(values.data(), values.size(), wide.data());
+          return peft::DenseLinear<double>(std::move(wide), std::move(added));
+        }
+      },
+      weight);
 }
 
 /// An embedding's table [rows, cols]. Throws ShapeError, FormatError.

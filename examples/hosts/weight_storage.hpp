@@ -14,6 +14,7 @@ struct WeightStorage {
   Index block_size = 64;     ///< of kNf4 and kFp4
   bool double_quant = true;  ///< of them: their maxima are quantised too
 
+  bool quantizes() const noexcept { return kind == Kind::kNf4 || kind == Kind::kFp4; }
   bool keeps_file() const noexcept { return kind != Kind::kActivations; }
 };
 

@@ -19,6 +19,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "peft/io/json.hpp"
@@ -240,6 +241,27 @@ FourBitTensor<kCode> read_bnb_4bit(const SafetensorsFile& file, std::string_view
                       name_of(kCode));
   }
   return FourBitTensor<kCode>(detail::Bnb4BitReader(file, name, kCode).read(), "4-bit " + codes.where());
+}
+
+/// A weight in four bits of either type.
+using AnyFourBitTensor = std::variant<Nf4Tensor, Fp4Tensor>;
+
+/// The same where the file says which type the weight is of; none where it holds no 4-bit weight of that name. Throws
+/// FormatError.
+inline std::optional<AnyFourBitTensor> find_bnb_4bit(const SafetensorsFile& file, std::string_view name) {
+  const std::optional<FourBitCode> code = bnb_4bit_code(file, name);
+  if (!code) return std::nullopt;
+  if (*code == FourBitCode::kNf4) return read_bnb_4bit<FourBitCode::kNf4>(file, name);
+  return read_bnb_4bit<FourBitCode::kFp4>(file, name);
+}
+
+/// The weight that a tensor of this name is a part of, by the name's ending; none for other names and for the codes themselves.
+inline std::optional<std::string_view> bnb_4bit_owner(std::string_view name) noexcept {
+  for (const std::string_view ending : {".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map",
+                                        ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4"}) {
+    if (name.ends_with(ending)) return name.substr(0, name.size() - ending.size());
+  }
+  return std::nullopt;
 }
 
 /// The tensors of one 4-bit weight for write_safetensors. They refer to this object, which stays where it is.

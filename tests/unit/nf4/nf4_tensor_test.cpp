@@ -9,6 +9,7 @@
 
 #include "peft/core/rng.hpp"
 #include "peft/core/thread_pool.hpp"
+#include "peft/quantization_error.hpp"
 #include "support/catch.hpp"
 #include "unit/io/scratch.hpp"
 
@@ -224,4 +225,40 @@ TEST_CASE("Block sizes and sizes that do not fit are refused") {
   std::vector<float> out(100);
   REQUIRE_THROWS_AS(tensor.dequantize_range(1, 100, out.data()), ShapeError);
   REQUIRE_THROWS_AS(tensor.dequantize(MatrixView<float>(out.data(), 2, 50)), ShapeError);
+}
+
+TEST_CASE("What quantising lost: sums over all elements, the largest, signs that changed") {
+  // In a block whose maximum is 1 the smallest values of NF4 are 0 and ±0.08, ±0.09.
+  std::vector<float> numbers(64, 0.0f);
+  numbers[0] = 1.0f;
+  numbers[1] = 0.03f;   // becomes 0: no sign any more, and none that changed
+  numbers[2] = -0.5f;   // becomes -0.525…
+  const auto tensor = Nf4Tensor::quantize(row(numbers));
+  const QuantizationError error = quantization_error(row(numbers), tensor);
+  const double third = 0.5250730514526367 - 0.5, small = static_cast<double>(0.03f);
+  CHECK(error.elements == 64);
+  CHECK(error.signal == Approx(1.25 + small * small));
+  CHECK(error.noise == Approx(small * small + third * third));
+  CHECK(error.largest == Approx(small));
+  CHECK(error.sign_flips == 0);
+  CHECK(error.snr() == Approx(10 * std::log10(error.signal / error.noise)));
+
+  // The error of another's values: every sign is the other one.
+  std::vector<float> turned(64);
+  for (std::size_t i = 0; i < 64; ++i) turned[i] = -numbers[i];
+  CHECK(quantization_error(row(turned), tensor).sign_flips == 2);
+
+  const std::vector<float> normal = normal_numbers(96 * 200, 7);
+  const MatrixView<const float> weight(normal.data(), 96, 200);
+  const auto packed = Nf4Tensor::quantize(weight, {.double_quant = true});
+  ThreadPool one(1), three(3);
+  const QuantizationError a = quantization_error(weight, packed, one), b = quantization_error(weight, packed, three);
+  CHECK(a.noise == b.noise);
+  CHECK(a.relative_rms() == Approx(0.092).margin(0.001));
+  QuantizationError twice = a;
+  twice += b;
+  CHECK(twice.elements == 2 * a.elements);
+  CHECK(twice.snr() == Approx(a.snr()));
+  CHECK(QuantizationError().relative_rms() == 0.0);
+  CHECK_THROWS_AS(quantization_error(row(normal), packed), ShapeError);
 }
