@@ -99,7 +99,7 @@ enum Outcome : int { kSame = 0, kNoMemory = 3, kOverBudget = 4, kOther = 5 };
 
 /// In a process of its own: two steps over `sizes` where no more than `more` bytes of data can be added after the model, and
 /// with a budget, where there is one, that the peak of memory has to keep; `sum` of the parameters afterwards.
-Outcome run_limited(const std::vector<Index>& sizes, const AdamWConfig& config, Index more, double& sum) {
+[[maybe_unused]] Outcome run_limited(const std::vector<Index>& sizes, const AdamWConfig& config, Index more, double& sum) {
   int pipe[2];
   REQUIRE(::pipe(pipe) == 0);
   const pid_t child = ::fork();
