@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "peft/io/json.hpp"
-#include "peft/kernels/four_bit.hpp"
+#include "peft/nf4_tensor.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
