@@ -125,7 +125,7 @@ TEST_CASE("quantize: on such a folder adapters are trained and merged; what does
     Json changed = config;
     changed["quantization_config"][key] = value;
     write_file(fs::path(out) / "config.json", changed.dump());
-    refused({"inspect", out}, message);
+    refused({"generate", "--model", out, "--prompt", "the code"}, message);
   };
   with("quant_method", "gptq", "quantised by \"gptq\"");
   with("bnb_4bit_quant_type", "int4", "bnb_4bit_quant_type is \"int4\"");
