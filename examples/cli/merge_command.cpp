@@ -35,11 +35,7 @@ struct MergeOptions {
 std::size_t write_folder(const MergeOptions& options, MergedModel& model, peft::StoredType type, Index max_shard) {
   const std::vector<peft::DeferredTensor> tensors = model.tensors(type);
   peft::AtomicDirectory folder(options.out, peft::ExistingFolder::kReplace);
-  if (is_model_folder(options.model.model)) {
-    copy_folder_files(options.model.model, type, nullptr, folder);
-  } else {
-    make_folder_files(model.config(), peft::GgufFile::open(options.model.model), type, nullptr, folder);
-  }
+  write_folder_files(options.model.model, model.config(), type, nullptr, folder);
   peft::write_safetensors_shards(folder, tensors, max_shard);
   folder.commit();
   return tensors.size();

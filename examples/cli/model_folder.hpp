@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "hosts/llama_config_json.hpp"
+#include "hosts/open_model.hpp"
 #include "hosts/open_tokenizer.hpp"
 #include "hosts/tokenizer_json_writer.hpp"
 #include "peft/io/atomic_directory.hpp"
@@ -102,6 +103,16 @@ inline void make_folder_files(const LlamaConfig& config, const peft::GgufFile& f
   write_json(folder, "tokenizer.json", tokenizer_json(tokenizer, [&](std::size_t id) { return unused[id]; }));
   write_json(folder, "tokenizer_config.json", tokenizer_config_json(tokenizer, config.max_position_embeddings));
   write_json(folder, "special_tokens_map.json", special_tokens_json(tokenizer));
+}
+
+/// All files of a folder but its weights, for the model at `path`, a folder or a GGUF.
+inline void write_folder_files(const std::filesystem::path& path, const LlamaConfig& config, peft::StoredType type,
+                               const peft::Json* quantization, peft::AtomicDirectory& folder) {
+  if (is_model_folder(path)) {
+    copy_folder_files(path, type, quantization, folder);
+  } else {
+    make_folder_files(config, peft::GgufFile::open(path), type, quantization, folder);
+  }
 }
 
 }  // namespace peft_examples

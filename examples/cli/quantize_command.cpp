@@ -68,11 +68,7 @@ void quantize(const QuantizeOptions& options, const ModelSource& source, bool to
     const peft::Json quantization = peft::bnb_config_to_json(
         {.quant_type = kCode, .use_double_quant = storage.double_quant, .compute_dtype = torch_name(stored_type(options.compute_dtype))});
     peft::AtomicDirectory folder(options.out, peft::ExistingFolder::kReplace);
-    if (is_model_folder(options.model.model)) {
-      copy_folder_files(options.model.model, others, &quantization, folder);
-    } else {
-      make_folder_files(source.config, peft::GgufFile::open(options.model.model), others, &quantization, folder);
-    }
+    write_folder_files(options.model.model, source.config, others, &quantization, folder);
     peft::write_safetensors_shards(folder, model.tensors(), max_shard);
     folder.commit();
   } else {

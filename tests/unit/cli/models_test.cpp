@@ -3,6 +3,7 @@
 #include "hosts/open_tokenizer.hpp"
 #include "support/catch.hpp"
 #include "support/model_folder.hpp"
+#include "unit/cli/logits.hpp"
 #include "unit/cli/program.hpp"
 
 using namespace cli_test;
@@ -19,31 +20,9 @@ const std::vector<std::string> kModels{"llama2", "llama3", "qwen2", "qwen3"};
 std::vector<std::string> texts() {
   return Json::parse(read_file(std::string(PEFT_GOLDEN_DIR) + "/tokenizer/texts.json")).get<std::vector<std::string>>();
 }
-peft::Matrix<float> logits(Llama<float>& model) {
-  peft::PackedBatch batch;
-  for (std::int32_t i = 0; i < 24; ++i) {
-    batch.ids.push_back((7 * i + 3) % 400);
-    batch.positions.push_back(i);
-  }
-  batch.targets.assign(24, -1);
-  batch.offsets.push_back(24);
-  peft::Matrix<float> result(24, model.config().vocab_size);
-  model.logits(batch, result);
-  return result;
-}
 peft::Matrix<float> logits_of(const fs::path& path) {
   auto model = load_llama<float>(open_model(path));
   return logits(model);
-}
-double distance(const peft::Matrix<float>& a, const peft::Matrix<float>& b) {
-  REQUIRE(a.size() == b.size());
-  double difference = 0, norm = 0;
-  for (Index i = 0; i < a.size(); ++i) {
-    const auto want = static_cast<double>(b.flat()[i]), off = static_cast<double>(a.flat()[i]) - want;
-    difference += off * off;
-    norm += want * want;
-  }
-  return std::sqrt(difference / norm);
 }
 /// Tokenizers give the same ids, templates and ends.
 void same_tokenizer(const fs::path& a, const fs::path& b) {

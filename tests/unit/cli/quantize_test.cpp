@@ -3,6 +3,7 @@
 #include "hosts/open_model.hpp"
 #include "support/catch.hpp"
 #include "support/model_folder.hpp"
+#include "unit/cli/logits.hpp"
 #include "unit/cli/program.hpp"
 
 using namespace cli_test;
@@ -16,28 +17,10 @@ namespace {
 
 peft::Matrix<float> answer(const fs::path& path, const WeightStorage& storage) {
   auto model = load_llama<float>(open_model(path), storage);
-  peft::PackedBatch batch;
-  for (std::int32_t i = 0; i < 24; ++i) {
-    batch.ids.push_back((7 * i + 3) % 400);
-    batch.positions.push_back(i);
-  }
-  batch.targets.assign(24, -1);
-  batch.offsets.push_back(24);
-  peft::Matrix<float> result(24, model.config().vocab_size);
-  model.logits(batch, result);
-  return result;
+  return logits(model);
 }
 bool same(const peft::Matrix<float>& a, const peft::Matrix<float>& b) {
   return std::equal(a.flat().begin(), a.flat().end(), b.flat().begin(), b.flat().end());
-}
-double apart(const peft::Matrix<float>& a, const peft::Matrix<float>& b) {
-  double difference = 0, norm = 0;
-  for (Index i = 0; i < a.size(); ++i) {
-    const auto want = static_cast<double>(b.flat()[i]), off = static_cast<double>(a.flat()[i]) - want;
-    difference += off * off;
-    norm += want * want;
-  }
-  return std::sqrt(difference / norm);
 }
 
 }  // namespace
@@ -59,8 +42,8 @@ TEST_CASE("quantize: a folder computes what --dtype nf4 or fp4 does with its bas
         WeightStorage quantized{fp4 ? WeightStorage::Kind::kFp4 : WeightStorage::Kind::kNf4, 32, !fp4};
         const peft::Matrix<float> expected = answer(base, quantized), native = answer(out, {WeightStorage::Kind::kFile});
         CHECK(same(native, expected));
-        CHECK(apart(answer(out, {}), expected) <= 0x1p8 * 0x1p-24);  // the same values in memory, sums in another order
-        CHECK(apart(answer(base, {}), expected) > 1e-3);
+        CHECK(distance(answer(out, {}), expected) <= 0x1p8 * 0x1p-24);  // the same values in memory, sums in another order
+        CHECK(distance(answer(base, {}), expected) > 1e-3);
         const Json config = Json::parse(read_file(fs::path(out) / "config.json"));
         CHECK(config["quantization_config"]["bnb_4bit_quant_type"] == type);
         CHECK(config["quantization_config"]["bnb_4bit_use_double_quant"] == !fp4);
