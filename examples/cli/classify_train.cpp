@@ -64,6 +64,7 @@ class ClassifyTask {
         model_(classifier_.model(), classifier_.labels().size()),
         started_(classifier_.start(method_, options.trainer.seed)),
         training_(classifier_.tokenize(options.data, records_, options.max_length, progress)) {
+    classifier_.model().encoder().set_checkpointing(options.checkpoint_activations);
     if (options.dropout) classifier_.set_dropout(static_cast<float>(*options.dropout));
     if (!options.val.empty()) {
       validation_.emplace(classifier_.tokenize(options.val, validation_records_, options.max_length, progress));

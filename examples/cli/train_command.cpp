@@ -41,6 +41,7 @@ class InstructTask {
     if (!options.val.empty()) validation_.emplace(tokenize(options.val, validation_records_, progress));
     if (method_.starts_from_inputs()) find_start(progress);
     check_invocation(progress);
+    session_.model().set_checkpointing(options.checkpoint_activations);
     if (options.saved_activations == "bf16") session_.model().set_saved_activations(peft::DType::kBF16);
   }
 
@@ -172,6 +173,8 @@ void add_train_command(CLI::App& app, Run& run) {
                      "between forward and backward; bf16: half their memory, gradients of activations rounded to it")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
+  command.add_flag("--checkpoint-activations", o.checkpoint_activations,
+                   "keep each layer's input only and make the rest again in backward: less memory, more time, the same bits");
   command.add_option("--dropout-of-base", o.dropout, "in training, instead of what the model's config.json says [classify]")
       ->check(CLI::Range(0.0, 0.999));
   command.add_option("--seed", t.seed, "of the adapter's start, the records' order and dropout")->capture_default_str();
