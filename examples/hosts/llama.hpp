@@ -116,6 +116,8 @@ class Llama {
   /// Whether training keeps each layer's input only and backward makes the rest again: the same bits, in less memory and more
   /// time.
   void set_checkpointing(bool on) noexcept { model_->stored().set_checkpointing(on); }
+  /// Logits that stand in memory at once (peft::LinearCrossEntropy). Throws ConfigError.
+  void set_logit_bytes(Index bytes) { head_->set_logit_bytes(bytes); }
   /// Bytes that the last training pass keeps so.
   Index saved_activation_bytes() { return model_->stored().bytes(); }
   peft::PromptHost prompt_host() const noexcept {
