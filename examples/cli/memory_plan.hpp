@@ -35,7 +35,7 @@ struct MemoryChoice {
 struct MemoryPlan {
   MemoryChoice choice;
   Index weights = 0, parameters = 0, optimizer = 0, activations = 0, workspace = 0, program = 0;
-  double time = 1.0;  ///< of a step, as a multiple of one that has all the memory it wants
+  double time = 1.0;  ///< of a step, about, as a multiple of what was asked for
 
   Index total() const noexcept { return weights + parameters + optimizer + activations + workspace + program; }
   std::string text() const {
@@ -68,12 +68,6 @@ struct PlannedTraining {
   MemoryChoice given;          ///< as asked for
   bool may_round = false;      ///< bf16 may be chosen, which changes gradients
 
-  /// What the program itself has in memory: code, tokenizer, records and what the allocator keeps.
-  Index program() const noexcept {
-    constexpr Index kCode = Index{16} << 20, kPerToken = 320;
-    return kCode + kPerToken * config.vocab_size;
-  }
-
   MemoryPlan plan(const MemoryChoice& choice) const {
     MemoryPlan result{choice};
     const LlamaPass pass = pass_of(choice);
@@ -83,8 +77,8 @@ struct PlannedTraining {
     result.optimizer = is_paged(choice.optimizer) ? std::min(state.total, std::max(state.least, choice.optimizer_memory)) : state.total;
     result.activations = activation_bytes(config, method, pass);
     result.workspace = workspace_bytes(config, method, pass);
-    result.program = program();
-    result.time = time_of(choice);
+    result.program = program(result.activations + result.workspace, is_paged(choice.optimizer));
+    result.time = time_of(choice) / time_of(given);
     return result;
   }
 
@@ -121,6 +115,13 @@ struct PlannedTraining {
   }
 
  private:
+  /// What the program has in memory beside: code, tokenizer, what the allocator leaves between `buffers` that grow with the
+  /// largest batch so far, pages around a file's windows. As measured on SmolLM2-135M, rounded up.
+  Index program(Index buffers, bool is_paged) const noexcept {
+    constexpr Index kCode = Index{10} << 20, kPerToken = 320, kGaps = 16, kPages = Index{8} << 20;
+    return kCode + kPerToken * config.vocab_size + buffers / kGaps + (is_paged ? kPages : 0);
+  }
+
   LlamaPass pass_of(const MemoryChoice& choice) const noexcept {
     return {std::max(choice.sub_batch, longest), number_bytes, choice.checkpoints, choice.rounds, choice.logit_bytes, threads};
   }
@@ -156,18 +157,19 @@ struct PlannedTraining {
     return result;
   }
 
-  /// Measured on SmolLM2-135M on two cores. A weight is packed once for a block of rows, which costs as much as kPacking
-  /// rows of the product; checkpointed layers go forward twice; a paged state is read and written in each step.
+  /// Measured on SmolLM2-135M on two cores. A weight is decoded and packed once for a block of rows, which costs as much as
+  /// kPacking rows of the product; checkpointed layers go forward twice; a paged state is read and written in each step.
   double time_of(const MemoryChoice& choice) const noexcept {
-    constexpr double kPacking = 12, kForward = 0.32, kRounding = 0.03, kPaging = 0.05;
+    constexpr double kPacking = 60, kHeadPacking = 23, kForward = 0.45, kRounding = 0.03, kPaging = 0.05;
+    constexpr Index kBlockRows = 256;
     const LlamaPass pass = pass_of(choice);
     const Index chunk = peft::LinearCrossEntropy<float>::chunk_rows(pass.tokens, config.vocab_size, choice.logit_bytes);
     const auto layer = static_cast<double>(config.num_hidden_layers * detail::layer_numbers(config, {})) *
                        static_cast<double>(config.hidden_size);
     const double head = static_cast<double>(config.vocab_size) * static_cast<double>(config.hidden_size);
     const double share = head / (head + layer);
-    double time = (1.0 - share) * (1.0 + kPacking / static_cast<double>(pass.tokens) + (choice.checkpoints ? kForward : 0.0)) +
-                  share * (1.0 + kPacking / static_cast<double>(std::max<Index>(1, chunk)));
+    double time = (1.0 - share) * (1.0 + kPacking / static_cast<double>(std::min(pass.tokens, kBlockRows)) + (choice.checkpoints ? kForward : 0.0)) +
+                  share * (1.0 + kHeadPacking / static_cast<double>(std::max<Index>(1, chunk)));
     if (choice.rounds) time += kRounding;
     if (is_paged(choice.optimizer)) {
       const OptimizerBytes state = optimizer_bytes(method, is_8bit(choice.optimizer), min_8bit_size);

@@ -118,7 +118,7 @@ class InstructTask {
     progress.line(plan_.text());
     if (budget) {
       progress.line(fmt::format("--memory-budget {}: {}; a step takes about {:.2f} of its time without a budget", options_.memory.budget,
-                                training.text_of(plan_.choice), plan_.time / training.plan(training.given).time));
+                                training.text_of(plan_.choice), plan_.time));
     }
     model.set_checkpointing(plan_.choice.checkpoints);
     model.set_logit_bytes(plan_.choice.logit_bytes);
