@@ -14,5 +14,6 @@ function(peft_target_defaults target)
     target_compile_options(${target} PRIVATE -fsanitize=${PEFT_SANITIZE} -fno-sanitize-recover=all
                            -fno-omit-frame-pointer)
     target_link_options(${target} PRIVATE -fsanitize=${PEFT_SANITIZE})
+    target_compile_definitions(${target} PRIVATE PEFT_SANITIZED)  # see tests/support/sanitized.hpp
   endif()
 endfunction()

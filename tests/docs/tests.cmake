@@ -27,7 +27,7 @@ add_library(peft_pages OBJECT EXCLUDE_FROM_ALL ${peft_page_sources})
 target_link_libraries(peft_pages PRIVATE peft::peft)
 target_include_directories(peft_pages PRIVATE "${PROJECT_SOURCE_DIR}/examples")
 peft_target_defaults(peft_pages)
-target_compile_options(peft_pages PRIVATE -O0 -g0)
+target_compile_options(peft_pages PRIVATE -fsyntax-only)
 target_compile_definitions(peft_pages PRIVATE PEFT_SEPARATE_IMPLEMENTATION)  # is never linked
 add_test(NAME pages_compile
   COMMAND "${CMAKE_COMMAND}" --build "${CMAKE_BINARY_DIR}" --target peft_pages --parallel 2)

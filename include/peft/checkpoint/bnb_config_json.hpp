@@ -43,31 +43,35 @@ inline BnbConfig bnb_config_from_json(const Json& json, std::string_view where) 
   const auto text = [&](const char* name, std::string_view otherwise) -> std::string {
     const Json* value = find(name);
     if (value == nullptr) return std::string(otherwise);
-    if (!value->is_string()) fail<FormatError>("{}: {} is {}; expected a text", where, name, kind_of(*value));
+    if (!value->is_string()) {
+      fail<FormatError>("{}: quantization_config: {} is {}; expected a text", where, name, kind_of(*value));
+    }
     return value->get<std::string>();
   };
   const auto truth = [&](const char* name) {
     const Json* value = find(name);
     if (value == nullptr) return false;
-    if (!value->is_boolean()) fail<FormatError>("{}: {} is {}; expected true or false", where, name, kind_of(*value));
+    if (!value->is_boolean()) {
+      fail<FormatError>("{}: quantization_config: {} is {}; expected true or false", where, name, kind_of(*value));
+    }
     return value->get<bool>();
   };
   if (const std::string method = text("quant_method", "bitsandbytes"); method != "bitsandbytes") {
-    fail<FormatError>("{}: its weights are quantised by {}; expected bitsandbytes", where, quote_text(method));
+    fail<FormatError>("{}: quantization_config: its weights are quantised by {}; expected bitsandbytes", where, quote_text(method));
   }
   if (!truth("load_in_4bit") && !truth("_load_in_4bit")) {
-    fail<FormatError>("{}: its weights are bitsandbytes' of {} bits; expected load_in_4bit", where,
+    fail<FormatError>("{}: quantization_config: its weights are bitsandbytes' of {} bits; expected load_in_4bit", where,
                       truth("load_in_8bit") || truth("_load_in_8bit") ? "8" : "an unknown number of");
   }
   if (const std::string storage = text("bnb_4bit_quant_storage", "uint8"); storage != "uint8") {
-    fail<FormatError>("{}: bnb_4bit_quant_storage is {}; expected \"uint8\"", where, quote_text(storage));
+    fail<FormatError>("{}: quantization_config: bnb_4bit_quant_storage is {}; expected \"uint8\"", where, quote_text(storage));
   }
   BnbConfig config;
   const std::string type = text("bnb_4bit_quant_type", "fp4");  // transformers' default
   if (type == "fp4") {
     config.quant_type = FourBitCode::kFp4;
   } else if (type != "nf4") {
-    fail<FormatError>("{}: bnb_4bit_quant_type is {}; expected \"nf4\" or \"fp4\"", where, quote_text(type));
+    fail<FormatError>("{}: quantization_config: bnb_4bit_quant_type is {}; expected \"nf4\" or \"fp4\"", where, quote_text(type));
   }
   config.use_double_quant = truth("bnb_4bit_use_double_quant");
   config.compute_dtype = text("bnb_4bit_compute_dtype", "float32");

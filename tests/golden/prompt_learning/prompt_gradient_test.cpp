@@ -1,6 +1,7 @@
 // Gradients of prefix tuning, prompt tuning and P-tuning through the whole tiny host, against central differences in double:
 // error h²·f''' + eps·|L|/h, with h = 1e-5 and |L| ≈ 50: 1e-10·f''' + 1e-9.
 #include "golden/prompt_learning/tiny_host.hpp"
+#include "support/central_differences.hpp"
 
 using namespace prompt_test;
 
@@ -35,13 +36,8 @@ void check_gradients(Llama<double>& model, Index stride) {
     INFO(one.name);
     CHECK(largest > 1e-6);
     for (Index i = checked % stride; i < one.value.size; i += stride, ++checked) {
-      const double kept = one.value[i];
-      one.value[i] = kept + kStep;
-      const double above = loss();
-      one.value[i] = kept - kStep;
-      const double below = loss();
-      one.value[i] = kept;
-      const double numeric = (above - below) / (2 * kStep), grad = one.grad[static_cast<std::size_t>(i)];
+      const double numeric = peft_test::second_order_difference(one.value[i], kStep, loss);
+      const double grad = one.grad[static_cast<std::size_t>(i)];
       if (!(std::fabs(numeric - grad) <= 2e-8 * (1 + std::fabs(grad)))) {
         CAPTURE(i, numeric, grad);
         FAIL("the gradient differs from the central difference");

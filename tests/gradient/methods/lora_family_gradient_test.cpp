@@ -10,6 +10,7 @@
 #include "peft/dense_linear.hpp"
 #include "peft/merge.hpp"
 #include "support/catch.hpp"
+#include "support/central_differences.hpp"
 #include "unit/methods/foreign_linears.hpp"
 #include "unit/methods/lora_reference.hpp"
 
@@ -156,20 +157,9 @@ void check(const std::vector<Setting>& settings, bool with_dropout) {
       return sum;
     };
     const auto differ = [&](VectorView<double> values, const std::vector<double>& grad, bool hold_gains) {
-      REQUIRE(values.size == static_cast<Index>(grad.size()));
-      for (Index i = 0; i < values.size; ++i) {
-        const double kept = values[i];
-        values[i] = kept + kStep;
-        const double above = loss(hold_gains);
-        values[i] = kept - kStep;
-        const double below = loss(hold_gains);
-        values[i] = kept;
-        const double numeric = (above - below) / (2 * kStep), own = grad[static_cast<std::size_t>(i)];
-        if (!(std::abs(numeric - own) <= kTolerance)) {
-          CAPTURE(i, numeric, own);
-          FAIL("gradient differs from the central difference");
-        }
-      }
+      check_differences(
+          values, grad, [&](double& value) { return second_order_difference(value, kStep, [&] { return loss(hold_gains); }); },
+          [](double) { return kTolerance; });
     };
     const Numbers numbers = run(registry, *layer, context, x, dy);
     differ(x.flat(), std::vector<double>(numbers.dx.flat().begin(), numbers.dx.flat().end()), false);

@@ -9,6 +9,7 @@
 #include "peft/dense_linear.hpp"
 #include "peft/lora.hpp"
 #include "support/catch.hpp"
+#include "support/central_differences.hpp"
 #include "unit/methods/foreign_linears.hpp"
 #include "unit/methods/lora_reference.hpp"
 
@@ -28,21 +29,10 @@ double weighted_sum(const Matrix<double>& y, const Matrix<double>& g) {
 /// Compares `grad` with the central differences of loss() over `values`. `size` bounds Σ|terms of L|.
 template <class Loss>
 void check_gradient(VectorView<double> values, VectorView<const double> grad, double size, Index length, Loss&& loss) {
-  REQUIRE(values.size == grad.size);
   const double tolerance = static_cast<double>(length + 8) * 0x1p-53 * size / kStep;
-  for (Index i = 0; i < values.size; ++i) {
-    const double kept = values[i];
-    values[i] = kept + kStep;
-    const double above = loss();
-    values[i] = kept - kStep;
-    const double below = loss();
-    values[i] = kept;
-    const double numeric = (above - below) / (2 * kStep);
-    if (!(std::abs(numeric - grad[i]) <= tolerance)) {
-      CAPTURE(i, numeric, grad[i], tolerance);
-      FAIL("gradient differs from the central difference");
-    }
-  }
+  check_differences(
+      values, grad, [&](double& value) { return second_order_difference(value, kStep, loss); },
+      [&](double) { return tolerance; });
 }
 
 void randomise(Matrix<double>& matrix, std::uint64_t seed) {

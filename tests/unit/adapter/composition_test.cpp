@@ -1,5 +1,6 @@
 // Compositions against the sums that they stand for, their gradients, AdapterFusion's options, bad setups.
 #include "peft/adapter_composition.hpp"
+#include "support/central_differences.hpp"
 #include "unit/adapter/adapter_reference.hpp"
 
 using namespace adapter_test;
@@ -30,24 +31,7 @@ void randomise_fusion(AdapterFusion<double>& fusion, std::uint64_t seed) {
   });
 }
 
-template <class Loss>
-void check_gradient(VectorView<double> values, VectorView<const double> gradient, Loss&& loss) {
-  constexpr double kStep = 2e-5, kTolerance = 1e-6;  // as adapter_gradient_test.cpp
-  for (Index i = 0; i < values.size; ++i) {
-    const double kept = values[i];
-    const auto at = [&](double step) {
-      values[i] = kept + step;
-      return loss();
-    };
-    const double near = at(kStep) - at(-kStep), far = at(2 * kStep) - at(-2 * kStep);
-    values[i] = kept;
-    const double numeric = (8 * near - far) / (12 * kStep);
-    if (!(std::fabs(numeric - gradient[i]) <= kTolerance * (1 + std::fabs(numeric)))) {
-      CAPTURE(i, numeric, gradient[i]);
-      FAIL("gradient differs from the central difference");
-    }
-  }
-}
+constexpr double kStep = 2e-5, kTolerance = 1e-6;  // as adapter_gradient_test.cpp
 
 double weighted(const Matrix<double>& y, const Matrix<double>& c) {
   double sum = 0;
@@ -80,10 +64,10 @@ void check_composition(const Setup& setup, const char* kind, NormKind norm_kind,
     AdapterComposition<double>::Saved saved;
     composition.forward(h.view(), r.view(), norm, offsets, y.view(), saved, dropout ? &key : nullptr);
     composition.backward(g.view(), h.view(), r.view(), norm, offsets, saved, dh.view(), dr.view());
-    check_gradient(h.flat(), std::as_const(dh).flat(), loss);
-    check_gradient(r.flat(), std::as_const(dr).flat(), loss);
+    peft_test::check_fourth_order(h.flat(), dh.flat(), kStep, kTolerance, loss);
+    peft_test::check_fourth_order(r.flat(), dr.flat(), kStep, kTolerance, loss);
     const auto check = [&](const ParameterInfo&, VectorView<double> value, VectorView<double> grad) {
-      check_gradient(value, grad, loss);
+      peft_test::check_fourth_order(value, grad, kStep, kTolerance, loss);
     };
     for (Adapter<double>* adapter : {&a, &b, &c}) adapter->for_each_parameter(check);
     fusion.for_each_parameter(check);

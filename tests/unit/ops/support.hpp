@@ -7,6 +7,7 @@
 #include "peft/core/buffer.hpp"
 #include "peft/core/rng.hpp"
 #include "support/catch.hpp"
+#include "support/central_differences.hpp"
 
 namespace ops_test {
 
@@ -50,19 +51,9 @@ void check_near(const Matrix<T>& got, const Matrix<double>& expected, double bou
 /// Central differences of loss() in every element of x against `gradient`: error h²·f''' + eps/h with h = 1e-5.
 template <class Loss>
 void check_gradient(Matrix<double>& x, const Matrix<double>& gradient, Loss&& loss) {
-  constexpr double h = 1e-5;
-  for (Index i = 0; i < x.size(); ++i) {
-    double& value = x.flat()[i];
-    const double before = value;
-    value = before + h;
-    const double up = loss();
-    value = before - h;
-    const double down = loss();
-    value = before;
-    const double numeric = (up - down) / (2 * h);
-    INFO("element " << i << " numeric " << numeric << " given " << gradient.flat()[i]);
-    REQUIRE(std::fabs(numeric - gradient.flat()[i]) <= 1e-8 + 1e-7 * std::fabs(numeric));
-  }
+  peft_test::check_differences(
+      x.flat(), gradient.flat(), [&](double& value) { return peft_test::second_order_difference(value, 1e-5, loss); },
+      [](double numeric) { return 1e-8 + 1e-7 * std::fabs(numeric); });
 }
 
 inline double inner(const Matrix<double>& a, const Matrix<double>& b) {

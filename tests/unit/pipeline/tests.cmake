@@ -1,4 +1,4 @@
 peft_add_test(pipeline
   ${CMAKE_CURRENT_LIST_DIR}/registry_loader_test.cpp
   ${CMAKE_CURRENT_LIST_DIR}/trainer_checkpointing_test.cpp
-  LABELS unit)
+  PROGRAM adapters LABELS unit)

@@ -19,14 +19,6 @@
 #include "unit/io/faulty_calls.hpp"
 #include "unit/io/scratch.hpp"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define PEFT_TEST_OWN_MEMORY 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define PEFT_TEST_OWN_MEMORY 1
-#endif
-#endif
-
 using namespace peft;
 using io_test::FaultyCalls;
 using io_test::ScratchFolder;
@@ -187,7 +179,7 @@ TEST_CASE("PagedAdamW and PagedAdamW8bit are AdamW and AdamW8bit") {
 }
 
 TEST_CASE("paged AdamW trains under a limit on memory where the one in memory ends, and keeps its budget") {
-#if defined(PEFT_TEST_OWN_MEMORY)
+#if defined(PEFT_SANITIZED)
   WARN("skipped: a sanitizer's own memory is not the program's");
 #else
   if (status("VmHWM") < 0) {

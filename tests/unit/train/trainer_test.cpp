@@ -9,6 +9,7 @@
 #include "peft/core/thread_pool.hpp"
 #include "peft/train/trainer.hpp"
 #include "support/catch.hpp"
+#include "support/central_differences.hpp"
 #include "unit/train/run_record.hpp"
 #include "unit/train/toy_model.hpp"
 
@@ -90,17 +91,10 @@ TEST_CASE("The toy model's gradient is right") {
     return 0.5 * other.loss;
   };
   model.for_each_parameter([&](const ParameterInfo& info, VectorView<double> value, VectorView<double> grad) {
-    for (Index i = 0; i < value.size; i += 5) {
-      const double kept = value[i];
-      constexpr double kStep = 1e-5;
-      value[i] = kept + kStep;
-      const double above = loss();
-      value[i] = kept - kStep;
-      const double below = loss();
-      value[i] = kept;
-      CAPTURE(std::string(info.name), i);
-      CHECK(grad[i] == Approx((above - below) / (2 * kStep)).margin(1e-8));
-    }
+    INFO(info.name);
+    peft_test::check_differences(
+        value, grad, [&](double& number) { return peft_test::second_order_difference(number, 1e-5, loss); },
+        [](double) { return 1e-8; });
   });
 }
 
