@@ -64,6 +64,7 @@ class ClassifyTask {
         model_(classifier_.model(), classifier_.labels().size()),
         started_(classifier_.start(method_, options.trainer.seed)),
         training_(classifier_.tokenize(options.data, records_, options.max_length, progress)) {
+    classifier_.model().encoder().set_checkpointing(options.memory.checkpoint_activations);
     if (options.dropout) classifier_.set_dropout(static_cast<float>(*options.dropout));
     if (!options.val.empty()) {
       validation_.emplace(classifier_.tokenize(options.val, validation_records_, options.max_length, progress));
@@ -77,6 +78,8 @@ class ClassifyTask {
   const MethodChoice& method() const noexcept { return method_; }
   const StartedMethod<float>& started() const noexcept { return started_; }
 
+  const MemoryPlan* plan() const noexcept { return nullptr; }
+  void adjust(peft::TrainerConfig&) const noexcept {}
   void add_identity(peft::RunIdentity& identity) const {
     if (options_.head == Head::kAdapterHub) identity.emplace_back("--head", "adapterhub");
     if (options_.dropout) identity.emplace_back("--dropout-of-base", fmt::format("{}", *options_.dropout));

@@ -17,6 +17,7 @@ void add_classify_command(CLI::App& app, Run& run);
 void add_merge_command(CLI::App& app, Run& run);
 void add_quantize_command(CLI::App& app, Run& run);
 void add_inspect_command(CLI::App& app, Run& run);
+void add_plan_command(CLI::App& app, Run& run);
 void add_compare_command(CLI::App& app, Run& run);
 
 /// Exit status of a run that Ctrl-C stopped, as shells have it.

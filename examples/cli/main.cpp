@@ -1,4 +1,4 @@
-/// The `peft` program: train, evaluate, run, merge, quantise, inspect and compare from the command line.
+/// The `peft` program: train, evaluate, run, merge, quantise, inspect, plan and compare from the command line.
 
 #include <cstdio>
 #include <exception>
@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   add_merge_command(app, run);
   add_quantize_command(app, run);
   add_inspect_command(app, run);
+  add_plan_command(app, run);
   add_compare_command(app, run);
   try {
     app.parse(argc, argv);

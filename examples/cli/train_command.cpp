@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <memory>
@@ -10,10 +11,12 @@
 #include <string>
 #include <vector>
 
+#include "cli/memory_plan.hpp"
 #include "cli/records.hpp"
 #include "cli/size.hpp"
 #include "cli/task_option.hpp"
 #include "cli/train_run.hpp"
+#include "hosts/open_model.hpp"
 #include "peft/activated_lora.hpp"
 
 namespace peft_examples {
@@ -35,13 +38,14 @@ class InstructTask {
                                                 : peft::read_instruction_jsonl(options.val, options.max_val_records)),
         method_(options.method.choose(options.model.model,
                                       options.trainer.total_steps(static_cast<Index>(records_.size())), Task::kGenerate)),
+        weights_(check_weights(options)),
         session_(options.model),
         started_(session_.start(method_, options.trainer.seed)),
         training_(tokenize(options.data, records_, progress)) {
     if (!options.val.empty()) validation_.emplace(tokenize(options.val, validation_records_, progress));
+    plan_memory(progress);
     if (method_.starts_from_inputs()) find_start(progress);
     check_invocation(progress);
-    if (options.saved_activations == "bf16") session_.model().set_saved_activations(peft::DType::kBF16);
   }
 
   Model& model() noexcept { return session_.model(); }
@@ -50,8 +54,18 @@ class InstructTask {
   const MethodChoice& method() const noexcept { return method_; }
   const StartedMethod<T>& started() const noexcept { return started_; }
 
+  /// Puts what the plan chose in the place of what was asked for.
+  void adjust(peft::TrainerConfig& config) const {
+    config.max_tokens_per_sub_batch = plan_.choice.sub_batch;
+    config.optim = plan_.choice.optimizer;
+    config.optimizer_memory = plan_.choice.optimizer_memory;
+  }
+  const MemoryPlan* plan() const noexcept { return &plan_; }
+
   void add_identity(peft::RunIdentity& identity) const {
-    if (options_.saved_activations != "f32") identity.emplace_back("--saved-activations", options_.saved_activations);
+    const MemoryChoice& memory = plan_.choice;
+    if (memory.rounds) identity.emplace_back("--saved-activations", memory.checkpoints ? "bf16, checkpointed" : "bf16");
+    if (memory.logit_bytes != MemoryChoice().logit_bytes) identity.emplace_back("bytes of logits", fmt::to_string(memory.logit_bytes));
     if (!method_.prefix_init_text.empty()) identity.emplace_back("--prefix-init-text", method_.prefix_init_text);
     if (const auto* fusion = std::get_if<FusionChoice>(&method_.config)) {
       for (const std::string& folder : fusion->adapters) {
@@ -68,6 +82,52 @@ class InstructTask {
  private:
   Data tokenize(const std::string& path, const std::vector<peft::InstructionRecord>& records, Progress& progress) {
     return tokenize_records(session_, path, records, template_, options_.max_length, progress);
+  }
+
+  /// Of the base in memory; throws ConfigError where they alone exceed the budget, before they are read.
+  static Index check_weights(const TrainOptions& options) {
+    const Index weights = weight_bytes(open_model(options.model.model), options.model.storage(), static_cast<Index>(sizeof(T)));
+    if (const auto budget = options.memory.bytes(); budget && weights > *budget) {
+      peft::fail<peft::ConfigError>("--memory-budget {}: the weights alone take {} in {}; expected more, or weights in fewer bits "
+                                    "(--dtype nf4)",
+                                    options.memory.budget, memory_text(weights), options.model.text());
+    }
+    return weights;
+  }
+  /// Before anything runs on the model.
+  void plan_memory(Progress& progress) {
+    Llama<T>& model = session_.model();
+    PlannedTraining training(model.config());
+    training.method = method_memory(model);
+    training.weights = weights_;
+    training.number_bytes = static_cast<Index>(sizeof(T));
+    training.threads = peft::default_executor().concurrency();
+    training.longest = longest_record(training_);
+    if (validation_) training.longest = std::max(training.longest, longest_record(*validation_));
+    if (method_.starts_from_inputs()) training.longest *= options_.trainer.per_device_train_batch_size;
+    training.value_copies = options_.trainer.load_best_model_at_end ? 1 : 0;
+    training.may_round = options_.memory.budget_may_round;
+    training.min_8bit_size = options_.trainer.min_8bit_size;
+    training.given = {.sub_batch = options_.trainer.max_tokens_per_sub_batch,
+                      .checkpoints = options_.memory.checkpoint_activations,
+                      .rounds = options_.saved_activations == "bf16",
+                      .optimizer = options_.trainer.optim,
+                      .optimizer_memory = options_.trainer.optimizer_memory};
+    const auto budget = options_.memory.bytes();
+    plan_ = budget ? training.fit(*budget) : training.plan(training.given);
+    progress.line(plan_.text());
+    if (budget) {
+      progress.line(fmt::format("--memory-budget {}: {}; a step takes about {:.2f} of its time without a budget", options_.memory.budget,
+                                training.text_of(plan_.choice), plan_.time));
+    }
+    model.set_checkpointing(plan_.choice.checkpoints);
+    model.set_logit_bytes(plan_.choice.logit_bytes);
+    if (plan_.choice.rounds) model.set_saved_activations(peft::DType::kBF16);
+  }
+  static Index longest_record(const Data& data) {
+    Index longest = 1;
+    for (Index i = 0; i < data.records(); ++i) longest = std::max(longest, data.tokens(i));
+    return longest;
   }
 
   /// aLoRA: where its tokens do not stand it learns nothing.
@@ -103,6 +163,8 @@ class InstructTask {
   peft::PromptTemplate template_;
   std::vector<peft::InstructionRecord> records_, validation_records_;
   MethodChoice method_;
+  Index weights_;
+  MemoryPlan plan_;
   Session<T> session_;
   StartedMethod<T> started_;
   Data training_;
@@ -172,6 +234,7 @@ void add_train_command(CLI::App& app, Run& run) {
                      "between forward and backward; bf16: half their memory, gradients of activations rounded to it")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
+  o.memory.add_to(command);
   command.add_option("--dropout-of-base", o.dropout, "in training, instead of what the model's config.json says [classify]")
       ->check(CLI::Range(0.0, 0.999));
   command.add_option("--seed", t.seed, "of the adapter's start, the records' order and dropout")->capture_default_str();
@@ -186,6 +249,7 @@ void add_train_command(CLI::App& app, Run& run) {
       }
     }
     options->model.check(command);
+    options->memory.check();
     refuse_options_of_other_task(command, options->task);
     run = [options, &command, memory] {
       TrainOptions& settings = *options;

@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "cli/memory_options.hpp"
 #include "cli/method_options.hpp"
 #include "cli/session.hpp"
 #include "peft/train/trainer_config.hpp"
@@ -18,6 +19,7 @@ struct TrainOptions {
   std::string data, val, test, out, prompt_template = "chatml", saved_activations = "f32";
   Index max_length = 256, max_records = -1, max_val_records = -1;
   std::string scheduler = "linear", optimizer = "adamw_torch", optimizer_memory = "256M";
+  MemoryOptions memory;
   peft::TrainerConfig trainer;
   std::optional<double> dropout{};
   bool resume = false, json = false, has_learning_rate = false;

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "cli/command.hpp"
+#include "cli/memory_plan.hpp"
 #include "cli/process.hpp"
 #include "cli/progress.hpp"
 #include "cli/run_folder.hpp"
@@ -28,6 +29,7 @@ namespace peft_examples {
 ///   Work(options, progress)         reads records and model, starts the method
 ///   model(), training(), validation(), method(), started()
 ///   add_identity(identity)          what else decides the bits
+///   plan(), adjust(config)          the plan of memory, or nullptr, and what it chose
 ///   evaluation_text(event)          what is said after a validation
 ///   finish(json, stop)              measures what comes after a training and adds it to the result; false where it was stopped
 template <class Work>
@@ -45,11 +47,13 @@ class TrainRun {
                                work_.validation() != nullptr ? work_.validation()->records() : 0, options_.model.text()));
     progress_.line(peft::trainable_parameters_text(trainable_, total_));
 
-    if (options_.trainer.optim != peft::OptimizerType::kAdamW) {
-      progress_.line(fmt::format("optimizer: {}{}", name_of(options_.trainer.optim),
-                                 is_paged(options_.trainer.optim)
+    peft::TrainerConfig trainer_config = options_.trainer;
+    work_.adjust(trainer_config);
+    if (trainer_config.optim != peft::OptimizerType::kAdamW) {
+      progress_.line(fmt::format("optimizer: {}{}", name_of(trainer_config.optim),
+                                 is_paged(trainer_config.optim)
                                      ? fmt::format("; of its state at most {} bytes in memory, the rest in a file in {}",
-                                                   options_.trainer.optimizer_memory, options_.out)
+                                                   trainer_config.optimizer_memory, options_.out)
                                      : ""));
     }
 
@@ -58,10 +62,10 @@ class TrainRun {
     peft::TrainerCheckpointing<T> checkpointing(
         work_.started().adapter,
         {options_.out, fmt::format("Loss of {}", std::filesystem::path(options_.data).filename().string()), std::move(identity)});
-    peft::TrainerConfig trainer_config = options_.trainer;
     if (!options_.has_learning_rate) trainer_config.learning_rate = method.learning_rate;
     trainer_config.loraplus_lr_ratio = method.loraplus_lr_ratio;
     trainer_config.fp16 = std::is_same_v<T, peft::f16>;
+    optimizer_ = trainer_config.optim;
     peft::Trainer<typename Work::Model, typename Work::Data> trainer(work_.model(), trainer_config, work_.training(),
                                                                     work_.validation(), checkpointing.events(events()));
     if (options_.resume) {
@@ -123,6 +127,9 @@ class TrainRun {
       progress_.line(fmt::format("saved {} ({:.2f} MB), curve: {}", options_.out, static_cast<double>(saved_bytes()) / 1e6,
                                  checkpointing.picture_path().string()));
     }
+    if (const MemoryPlan* plan = work_.plan()) {
+      progress_.line(fmt::format("memory: at most {:.0f} MiB were resident, {} were predicted", peak_rss_mib(), memory_text(plan->total())));
+    }
     nlohmann::ordered_json more = nlohmann::ordered_json::object();
     if (!interrupted && !work_.finish(more, stop)) return kInterruptedStatus;
     const auto number = [](const std::optional<double>& value) { return value ? nlohmann::ordered_json(*value) : nullptr; };
@@ -139,8 +146,9 @@ class TrainRun {
                                            {"best_val_loss", number(result.best_val_loss)},
                                            {"train_loss", result.train_loss},
                                            {"peak_rss_mib", peak_rss_mib()},
+                                           {"memory_plan", work_.plan() ? work_.plan()->json() : nlohmann::ordered_json()},
                                            {"method", work_.method().name},
-                                           {"optimizer", std::string(peft::name_of(options_.trainer.optim))},
+                                           {"optimizer", std::string(peft::name_of(optimizer_))},
                                            {"learning_rate", options_.has_learning_rate ? options_.trainer.learning_rate
                                                                                         : work_.method().learning_rate},
                                            {"trainable", trainable_},
@@ -168,6 +176,7 @@ class TrainRun {
   Progress progress_;
   Work work_;
   Index trainable_ = 0, total_ = 0;
+  peft::OptimizerType optimizer_{};
   double done_ = 0;
 };
 

@@ -68,6 +68,11 @@ class BertEncoder {
     changed.validate();
     config_ = std::move(changed);
   }
+  /// Whether training keeps each layer's input only and backward makes the rest again, the same bits (hosts/llama_stored.hpp).
+  void set_checkpointing(bool on) noexcept {
+    checkpoints_ = on;
+    saved_.clear();
+  }
   Layer& layer(Index i) { return layers_[static_cast<std::size_t>(i)]; }
   /// Everything that adapters attach to by name, in the order of the model; valid as long as this is not moved.
   std::vector<AdaptedLinear<T>*> linears() {
@@ -112,7 +117,7 @@ class BertEncoder {
     const Index tokens = batch.tokens();
     batch_ = &batch;
     layers_in_.resize(layers_.size() + 1);
-    saved_.resize(layers_.size());
+    saved_.resize(checkpoints_ ? 1 : layers_.size());
     for (std::size_t i = 0; i < layers_.size(); ++i) layers_in_[i].resize_discard(tokens, config_.hidden_size);
     layers_in_.back().resize_discard(rows == BertRows::kFirst ? batch.sequences() : tokens, config_.hidden_size);
     virtual_.encode(context, executor_);
@@ -149,7 +154,8 @@ class BertEncoder {
 
   void forward_layer(std::size_t at, const peft::PackedBatch& batch, const peft::TrainContext<T>& context, bool only_first) {
     Layer& layer = layers_[at];
-    Saved& s = saved_[at];
+    Saved& s = saved_of(at);
+    held_ = at;
     const auto index = static_cast<Index>(at);
     const Matrix<T>& x = layers_in_[at];
     Matrix<T>& next = layers_in_[at + 1];
@@ -182,8 +188,9 @@ class BertEncoder {
   /// d holds d loss / d (layer's output) and receives that of its input, unless nothing below is trained.
   void backward_layer(std::size_t at, const peft::PackedBatch& batch, Matrix<T>& d, bool want_input,
                       const peft::TrainContext<T>& context, bool only_first) {
+    if (checkpoints_ && held_ != at) forward_layer(at, batch, context, only_first);
     Layer& layer = layers_[at];
-    Saved& s = saved_[at];
+    Saved& s = saved_of(at);
     const auto index = static_cast<Index>(at);
     const Matrix<T>& x = layers_in_[at];
     const peft::Selection<T>& selection = context.selection;
@@ -242,6 +249,8 @@ class BertEncoder {
     drop(branch_, name, context, config_.hidden_dropout_prob);
     return std::as_const(branch_).view();
   }
+
+  Saved& saved_of(std::size_t at) noexcept { return saved_[checkpoints_ ? 0 : at]; }
 
   // -- small pieces --------------------------------------------------------------------------------------------------
   /// The lowest layer with something to train at its linears, norms or adapters.
@@ -339,6 +348,8 @@ class BertEncoder {
   const peft::PackedBatch* batch_ = nullptr;  // that the layers saw in the last forward
   std::vector<Matrix<T>> layers_in_;
   std::vector<Saved> saved_;
+  bool checkpoints_ = false;
+  std::size_t held_ = 0;  // the layer that saved_ is of, where there is one for all
   Matrix<T> product_, branch_, d_attention_, d_keys_, d_values_, d_product_, scattered_;
   std::vector<peft::ops::AttentionSegment<T>> segments_;
   std::vector<peft::ops::AttentionGradSegment<T>> grad_segments_;

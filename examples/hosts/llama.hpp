@@ -113,6 +113,11 @@ class Llama {
   /// In which type training keeps activations between forward and backward: kF32, as they were computed, or kBF16, in half
   /// the memory (hosts/llama_stored.hpp). Throws ConfigError for another, and where T has 16 bits already.
   void set_saved_activations(peft::DType type) { model_->stored().set_type(type); }
+  /// Whether training keeps each layer's input only and backward makes the rest again: the same bits, in less memory and more
+  /// time.
+  void set_checkpointing(bool on) noexcept { model_->stored().set_checkpointing(on); }
+  /// Logits that stand in memory at once (peft::LinearCrossEntropy). Throws ConfigError.
+  void set_logit_bytes(Index bytes) { head_->set_logit_bytes(bytes); }
   /// Bytes that the last training pass keeps so.
   Index saved_activation_bytes() { return model_->stored().bytes(); }
   peft::PromptHost prompt_host() const noexcept {

@@ -26,6 +26,8 @@ class LlamaHead {
   const void* address() const noexcept { return address_; }
   Index parameter_count() const { return linear_.in_features() * linear_.out_features(); }
   void set_executor(ExecutorRef executor) noexcept { executor_ = executor; }
+  /// Of peft::LinearCrossEntropy.
+  void set_logit_bytes(Index bytes) { loss_.set_logit_bytes(bytes); }
 
   /// Adds to `sum`.
   void evaluate(MatrixView<const T> hidden, VectorView<const std::int32_t> targets, const peft::Selection<T>& selection,

@@ -4,7 +4,7 @@
 /// where an adapter (hosts/block_adapters.hpp) may stand in the place of either sum. Every linear is a peft::AdaptedLinear,
 /// every norm a peft::AdaptedNorm, the embedding a peft::AdaptedEmbedding under Hugging Face's path.
 /// Training keeps x, q, k, v, m, gate, up and log-sum-exp per layer (hosts/llama_stored.hpp), and attention's result where
-/// o_proj is adapted; norms, the SwiGLU product and an x that an adapter wrote are made again.
+/// o_proj is adapted; norms, the SwiGLU product and an x that an adapter wrote are made again. Checkpointed, it keeps x.
 
 #include <algorithm>
 #include <memory>
@@ -142,8 +142,13 @@ class LlamaModel {
   static constexpr peft::ops::NoNorm kNoNorm{};
 
   void forward_layer(Index index, const peft::PackedBatch& batch, const peft::TrainContext<T>& context) {
+    forward_layer(index, batch, true, stored_.begin(index), context);
+    stored_.put(index, executor_);
+  }
+  /// Without `want_output` only what backward reads is sure to be made.
+  void forward_layer(Index index, const peft::PackedBatch& batch, bool want_output, LlamaSaved<T>& s,
+                     const peft::TrainContext<T>& context) {
     const Layer& layer = layers_[static_cast<std::size_t>(index)];
-    LlamaSaved<T>& s = stored_.begin(index);
     const Matrix<T>& x = stored_.input(index);
     Matrix<T>& next = stored_.input(index + 1);
     s.resize(config_, x.rows());
@@ -153,11 +158,14 @@ class LlamaModel {
     const MatrixView<const T> middle = normed(layer.post_norm, s.m, context.selection);
     layer.gate.forward(middle, s.gate, s.of_gate, context, executor_);
     layer.up.forward(middle, s.up, s.of_up, context, executor_);
+    if (!want_output && !layer.down.is_adapted(context.selection) && !adapters_.has(index, Site::kOutput)) {
+      s.of_down.adapters.clear();  // another layer's
+      return;
+    }
     peft::ops::swiglu_forward<T>(s.gate, s.up, product_, executor_);
     layer.down.forward(std::as_const(product_).view(),
                        adapters_.branch(index, Site::kOutput, s.of_output_adapter, next), s.of_down, context, executor_);
     adapters_.join(index, Site::kOutput, s.m, kNoNorm, s.of_output_adapter, next, &context, executor_);
-    stored_.put(index, executor_);
   }
 
   /// gradient_ holds d loss / d (layer's output) and receives that of its input, unless nothing below is trained.
@@ -166,7 +174,9 @@ class LlamaModel {
       LlamaSaved<T>& below = stored_.layer(index - 1);
       adapters_.join(index - 1, Site::kOutput, below.m, kNoNorm, below.of_output_adapter, stored_.input(index), &context, executor_);
     }
-    backward_layer(index, batch, want_input, stored_.get(index, executor_), context);
+    LlamaSaved<T>& s = stored_.get(index, executor_);
+    if (stored_.is_gone(index)) forward_layer(index, batch, false, s, context);
+    backward_layer(index, batch, want_input, s, context);
     stored_.done(index);
   }
   void backward_layer(Index index, const peft::PackedBatch& batch, bool want_input, LlamaSaved<T>& s,

@@ -1,6 +1,10 @@
 #pragma once
-/// What a Llama host's layers keep between forward and backward, in bf16 where that was asked for: half the memory of float.
-/// Forward is as without; backward sees activations that are rounded to eight bits of mantissa.
+/// What a Llama host's layers keep between forward and backward.
+/// In bf16 where that was asked for: half the memory of float. Forward is as without; backward sees activations that are
+/// rounded to eight bits of mantissa.
+/// Checkpointed where that was asked for: each layer's input alone (Chen et al., "Training Deep Nets with Sublinear Memory
+/// Cost", 2016, arXiv 1604.06174). All layers share one layer's memory, and backward makes a layer's activations there
+/// again, the same bits. In bf16 they are made of a rounded input.
 
 #include <array>
 #include <cstddef>
@@ -16,8 +20,9 @@
 
 namespace peft_examples {
 
-/// The activations of all layers: each layer's input x and LlamaSaved. Without rounding every layer has memory of its own;
-/// with it the layers share one layer's, which put() empties into bf16 and get() fills again.
+/// The activations of all layers: each layer's input x and LlamaSaved. As computed, every layer has memory of its own; with
+/// rounding the layers share one layer's, which put() empties into bf16 and get() fills again; checkpointed, they share it,
+/// and the caller fills it again where is_gone() says so.
 template <Scalar T>
 class LlamaStored {
  public:
@@ -30,24 +35,27 @@ class LlamaStored {
       peft::fail<peft::ConfigError>("Llama: saved activations of bf16, and the activations have 16 bits already; leave it out");
     }
     rounds_ = type == peft::DType::kBF16;
-    inputs_.clear();
-    pair_.clear();
-    layers_.clear();
-    rounded_.clear();
+    clear();
+  }
+  void set_checkpointing(bool on) noexcept {
+    checkpoints_ = on;
+    clear();
   }
 
   /// Memory for a batch of so many rows. made_again(i): before layer i's backward the caller writes input(i) anew, from what
-  /// the layer below keeps; those inputs share the memory of two. Not with rounding, where all do.
+  /// the layer below keeps; those inputs share the memory of two. Not with rounding, where all do, nor checkpointed, where the
+  /// layer below keeps nothing.
   template <class MadeAgain>
   void resize(const LlamaConfig& config, Index rows, MadeAgain&& made_again) {
     count_ = config.num_hidden_layers;
     const auto layers = static_cast<std::size_t>(count_);
-    layers_.resize(layers);
+    held_ = kNone;
+    layers_.resize(checkpoints_ ? 1 : layers);
     if (rounds_) rounded_.resize(layers);
     inputs_.resize(layers + 1);
     pair_.resize(2);
     made_again_.assign(layers + 1, false);
-    for (std::size_t i = 1; i <= layers && !rounds_; ++i) made_again_[i] = made_again(static_cast<Index>(i));
+    for (std::size_t i = 1; i <= layers && !rounds_ && !checkpoints_; ++i) made_again_[i] = made_again(static_cast<Index>(i));
     for (Index i = 0; i <= count_; ++i) {
       Matrix<T>& own = inputs_[static_cast<std::size_t>(i)];
       own.resize_discard(shares_memory(i) ? 0 : rows, config.hidden_size);
@@ -63,35 +71,38 @@ class LlamaStored {
   const Matrix<T>& output() noexcept { return input(count_); }
   bool is_made_again(Index i) const noexcept { return made_again_[static_cast<std::size_t>(i)]; }
   /// What layer i keeps, as it is.
-  LlamaSaved<T>& layer(Index i) noexcept { return layers_[static_cast<std::size_t>(i)]; }
+  LlamaSaved<T>& layer(Index i) noexcept { return layers_[checkpoints_ ? 0 : static_cast<std::size_t>(i)]; }
 
   /// What layer i keeps, before its forward.
   LlamaSaved<T>& begin(Index i) noexcept {
-    LlamaSaved<T>& layer = layers_[static_cast<std::size_t>(i)];
-    if (rounds_) swap_activations(layer, shared_);
-    return layer;
+    held_ = i;
+    if (swaps()) swap_activations(layer(i), shared_);
+    return layer(i);
   }
   /// After its forward.
   void put(Index i, ExecutorRef executor) {
     if (!rounds_) return;
-    const auto at = static_cast<std::size_t>(i);
-    auto to = rounded_[at].begin();
+    auto to = rounded_[static_cast<std::size_t>(i)].begin();
     convert(input(i), *to++, executor);
-    for_each_activation(layers_[at], [&](const Matrix<T>& from) { convert(from, *to++, executor); });
-    swap_activations(layers_[at], shared_);
+    if (!swaps()) return;
+    for_each_activation(layer(i), [&](const Matrix<T>& from) { convert(from, *to++, executor); });
+    swap_activations(layer(i), shared_);
   }
+  /// Whether the shared memory is another layer's by now: after get() the caller runs layer i's forward again.
+  bool is_gone(Index i) const noexcept { return checkpoints_ && held_ != i; }
   /// The same layer for its backward, input(i) included; done() gives it back.
   LlamaSaved<T>& get(Index i, ExecutorRef executor) {
-    const auto at = static_cast<std::size_t>(i);
-    if (!rounds_) return layers_[at];
-    swap_activations(layers_[at], shared_);
-    auto from = rounded_[at].begin();
+    if (!rounds_ || (checkpoints_ && held_ == i)) return layer(i);
+    auto from = rounded_[static_cast<std::size_t>(i)].begin();
     convert(*from++, input(i), executor);
-    for_each_activation(layers_[at], [&](Matrix<T>& to) { convert(*from++, to, executor); });
-    return layers_[at];
+    if (!swaps()) return layer(i);
+    swap_activations(layer(i), shared_);
+    for_each_activation(layer(i), [&](Matrix<T>& to) { convert(*from++, to, executor); });
+    return layer(i);
   }
   void done(Index i) noexcept {
-    if (rounds_) swap_activations(layers_[static_cast<std::size_t>(i)], shared_);
+    held_ = kNone;
+    if (swaps()) swap_activations(layer(i), shared_);
   }
 
   /// Bytes of inputs and activations, without what adapters keep.
@@ -109,6 +120,7 @@ class LlamaStored {
 
  private:
   static constexpr std::size_t kActivations = 9;
+  static constexpr Index kNone = -1;
   using Rounded = std::array<Matrix<peft::bf16>, 1 + kActivations>;  // the input first
 
   template <class Visitor>
@@ -135,10 +147,20 @@ class LlamaStored {
     });
   }
 
+  void clear() noexcept {
+    inputs_.clear();
+    pair_.clear();
+    layers_.clear();
+    rounded_.clear();
+    shared_ = {};
+  }
+  /// Whether a layer's activations go into bf16, and their memory to the next layer.
+  bool swaps() const noexcept { return rounds_ && !checkpoints_; }
   bool shares_memory(Index i) const noexcept { return rounds_ || is_made_again(i); }
 
-  bool rounds_ = false;
+  bool rounds_ = false, checkpoints_ = false;
   Index count_ = 0;
+  Index held_ = kNone;  // the layer whose activations the shared memory has
   std::vector<bool> made_again_;
   std::vector<Matrix<T>> inputs_, pair_;
   std::vector<LlamaSaved<T>> layers_;

@@ -52,11 +52,17 @@ class LinearCrossEntropy {
   /// most of them to stay in a shared cache.
   static constexpr Index kLogitBytes = Index{48} << 20;
 
-  /// Rows of a chunk for `rows` rows with a target: as even as they come below kLogitBytes, at least 16 where there
+  /// The same for this head, where memory is short: fewer rows of logits at once, in more time. Throws ConfigError.
+  void set_logit_bytes(Index bytes) {
+    if (bytes < 1) fail<ConfigError>("LinearCrossEntropy: {} bytes of logits; expected at least 1", bytes);
+    logit_bytes_ = bytes;
+  }
+
+  /// Rows of a chunk for `rows` rows with a target: as even as they come below `logit_bytes`, at least 16 where there
   /// are as many, in whole tiles of the matrix product where that costs little.
-  static Index chunk_rows(Index rows, Index vocabulary) noexcept {
+  static Index chunk_rows(Index rows, Index vocabulary, Index logit_bytes = kLogitBytes) noexcept {
     const Index row_bytes = std::max<Index>(1, vocabulary) * static_cast<Index>(sizeof(accumulator_type));
-    const Index most = std::max<Index>(16, kLogitBytes / row_bytes);
+    const Index most = std::max<Index>(16, logit_bytes / row_bytes);
     const Index chunks = std::max<Index>(1, (rows + most - 1) / most);
     const Index even = std::max<Index>(1, (rows + chunks - 1) / chunks);
     constexpr Index kTile = 14;  // the widest tile's rows
@@ -103,7 +109,7 @@ class LinearCrossEntropy {
       labels_.push_back(targets[i]);
     }
     const Index total = static_cast<Index>(rows_.size());
-    const Index chunk = chunk_rows(total, vocabulary);
+    const Index chunk = chunk_rows(total, vocabulary, logit_bytes_);
     losses_.resize_discard(chunk);
     correct_.resize_discard(chunk);
     logits_.resize_discard(chunk, vocabulary);
@@ -206,6 +212,7 @@ class LinearCrossEntropy {
     }
   }
 
+  Index logit_bytes_ = kLogitBytes;
   std::vector<Index> rows_;            ///< rows with a target
   std::vector<std::int32_t> labels_;   ///< their targets
   Matrix<A> gathered_;                 ///< the chunk's hidden states, then their gradient

@@ -14,6 +14,7 @@ struct TinyLlamaOptions {
   bool tied = true;
   bool biases = false;   ///< of every linear of the layers
   bool qk_norm = false;
+  peft::Index layers = 2;
 };
 
 inline peft_examples::LlamaConfig tiny_llama_config(const TinyLlamaOptions& options = {}) {
@@ -21,7 +22,7 @@ inline peft_examples::LlamaConfig tiny_llama_config(const TinyLlamaOptions& opti
   config.vocab_size = 11;
   config.hidden_size = 8;
   config.intermediate_size = 10;
-  config.num_hidden_layers = 2;
+  config.num_hidden_layers = options.layers;
   config.num_attention_heads = 2;
   config.num_key_value_heads = 1;
   config.head_dim = 4;

@@ -57,11 +57,7 @@ class MomentsMemory {
   /// Takes zeroed memory for `places`, whose offsets it sets. Throws IoError for what the disk refuses, ConfigError where the
   /// budget is too small, naming the least.
   void take(std::vector<Place> places) {
-    std::size_t total = 0;
-    for (Place& place : places) {
-      place.offset = total;
-      total += padded(bytes_of(place, place.size), kPage);
-    }
+    const std::size_t total = set_offsets(places);
     if (paging_) {
       const std::size_t kept = choose_window(places, total);
       file_ = PagedBuffer(paging_->folder, total);
@@ -72,6 +68,13 @@ class MomentsMemory {
       data_ = heap_.data();
     }
     places_ = std::move(places);
+  }
+
+  /// Bytes of all stretches.
+  static std::size_t total_bytes(std::vector<Place> places) { return set_offsets(places); }
+  /// The least budget of a file of them.
+  static std::size_t least_budget(const std::vector<Place>& places) {
+    return std::min(total_bytes(places), 2 * largest(places, kernels::kAdamWRun));
   }
 
   A* m(const Place& place) const noexcept { return reinterpret_cast<A*>(data_ + place.offset); }
@@ -155,6 +158,14 @@ class MomentsMemory {
   template <std::integral N>
   static constexpr N padded(N size, std::size_t to) noexcept {
     return (size + static_cast<N>(to) - 1) / static_cast<N>(to) * static_cast<N>(to);
+  }
+  static std::size_t set_offsets(std::vector<Place>& places) {
+    std::size_t total = 0;
+    for (Place& place : places) {
+      place.offset = total;
+      total += padded(bytes_of(place, place.size), kPage);
+    }
+    return total;
   }
   /// Of `count` elements of a parameter.
   static std::size_t bytes_of(const Place& place, Index count) {

@@ -238,6 +238,31 @@ TEST_CASE("Chunks of rows are even, bounded, and change nothing") {
   const Matrix<float> weight = random_matrix<float>(60000, 4, 6, 0.5f);
   const DenseLinear<float> head(weight.clone());
   check_precision<float>(head, weight, 300, 0.01, std::numeric_limits<float>::epsilon());
+
+  // As few at once as a budget of memory leaves.
+  CHECK(Loss::chunk_rows(512, 49152, Index{6} << 20) == 32);
+  CHECK_THROWS_AS(Loss().set_logit_bytes(0), ConfigError);
+  constexpr Index kRows = 300;
+  const Matrix<float> hidden = random_matrix<float>(kRows, 4, 7, 1.0f);
+  const std::vector<std::int32_t> targets(kRows, 5);
+  const auto pass = [&](Index bytes) {
+    Loss loss;
+    loss.set_logit_bytes(bytes);
+    LossSum sum;
+    Matrix<float> d(kRows, 4);
+    loss.forward_backward(head, hidden.view(), {targets.data(), kRows}, 1.0, d.view(), sum);
+    CHECK(sum.tokens == kRows);
+    return std::pair(sum.loss, std::move(d));
+  };
+  const auto [all, d_all] = pass(Loss::kLogitBytes);
+  const auto [few, d_few] = pass(Index{4} << 20);
+  CHECK(few == Approx(all).epsilon(1e-6));
+  double difference = 0, norm = 0;
+  for (Index i = 0; i < d_all.size(); ++i) {
+    difference += std::pow(d_all.data()[i] - d_few.data()[i], 2);
+    norm += std::pow(d_all.data()[i], 2);
+  }
+  CHECK(std::sqrt(difference) < 64 * std::numeric_limits<float>::epsilon() * std::sqrt(norm));
 }
 
 TEST_CASE("Forward alone, the gradient in place, and any number of threads give the same bits") {

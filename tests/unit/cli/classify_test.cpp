@@ -247,7 +247,7 @@ TEST_CASE("classify: the model's own head is measured where there is no adapter"
   CHECK(has(said.out, " %  "));
 }
 
-TEST_CASE("classify: stopped and resumed, it ends where an uninterrupted run does, bit for bit") {
+TEST_CASE("classify: stopped and resumed, its activations checkpointed, it ends where an uninterrupted run does, bit for bit") {
   const Classes place;
   const std::vector<std::pair<std::string, Arguments>> cases{
       {"prompt", {"--method", "prompt", "--num-virtual-tokens", "3"}},
@@ -261,10 +261,11 @@ TEST_CASE("classify: stopped and resumed, it ends where an uninterrupted run doe
                                               "--eval-steps", "1000", "--lr", "0.01"});
     REQUIRE(run(place.folder, place.training(name, longer)).status == 0);
     const std::string part = name + "-resumed";
-    const Outcome stopped = run(place.folder, place.training(part, longer), interrupt_training(place.folder / part));
+    const Arguments again = joined(longer, {"--checkpoint-activations"});
+    const Outcome stopped = run(place.folder, place.training(part, again), interrupt_training(place.folder / part));
     INFO(stopped.err);
     REQUIRE(stopped.status == 130);
-    const Outcome resumed = run(place.folder, place.training(part, joined(longer, {"--resume"})));
+    const Outcome resumed = run(place.folder, place.training(part, joined(again, {"--resume"})));
     INFO(resumed.err);
     REQUIRE(resumed.status == 0);
     for (const char* file : {"adapter_model.safetensors", "adapter.safetensors", "model_head.safetensors", "adapter_config.json",
@@ -292,6 +293,7 @@ TEST_CASE("classify: what does not fit is refused by name, and nothing is left b
   refuse({"--dtype", "bf16"}, 1, {"--dtype is bf16; expected f32"});
   refuse({"--template", "plain"}, 2, {"--template", "none of --task classify"});
   refuse({"--saved-activations", "bf16"}, 2, {"--saved-activations"});
+  refuse({"--memory-budget", "1G"}, 2, {"--memory-budget", "none of --task classify"});
   refuse({"--method", "prefix", "--prefix-init-text", "w12"}, 1, {"--prefix-init-text"});
   refuse({"--method", "prompt", "--num-virtual-tokens", "38"}, 1, {"num_virtual_tokens is 38; the model reads 40"});
   refuse({"--target-modules", "q_proj"}, 1, {"q_proj", "query"});

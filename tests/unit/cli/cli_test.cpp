@@ -147,6 +147,76 @@ TEST_CASE("train: optimizers by Hugging Face's names; paged ones leave the same 
   refused({"--optimizer", "paged_adamw", "--optimizer-memory", "much"}, "--optimizer-memory is \"much\"");
 }
 
+TEST_CASE("train: a budget of memory chooses what fits, says so, and names the least that works; plan says the same beforehand") {
+  const Workplace place;
+  const std::vector<std::string> short_run{"--max-steps", "2", "--threads", "1", "--max-tokens-per-sub-batch", "8192"};
+  const auto training = [&](const std::string& name, std::vector<std::string> more) {
+    more.insert(more.end(), short_run.begin(), short_run.end());
+    return run(place.folder, place.training(name, std::move(more)));
+  };
+  const Outcome plain = training("plain", {});
+  REQUIRE(plain.status == 0);
+  CHECK(has(plain.err, "memory: weights "));
+  CHECK(has(plain.err, " were predicted"));
+  const nlohmann::json wanted = plain.json()["memory_plan"];
+  const Outcome planned = run(place.folder, {"plan", "--model", place.model, "--r", "4", "--target-modules", "all-linear", "--threads",
+                                             "1", "--max-tokens-per-sub-batch", "8192", "--json"});
+  INFO(planned.err);
+  REQUIRE(planned.status == 0);
+  nlohmann::json same = planned.json();
+  CHECK(same["trainable"] == plain.json()["trainable"]);
+  same.erase("trainable");
+  CHECK(same == wanted);
+
+  const Outcome refused = training("none", {"--memory-budget", "2M"});
+  INFO(refused.err);
+  CHECK(refused.status == 1);
+  CHECK(has(refused.err, "the least that this training works in is "));
+  const std::string words = "works in is ";
+  const Index least = std::stol(refused.err.substr(refused.err.find(words) + words.size()));
+  CHECK(training("none", {"--memory-budget", std::to_string(least - 1) + "M"}).status == 1);
+  const Outcome tight = training("tight", {"--memory-budget", std::to_string(least) + "M"});
+  INFO(tight.err);
+  REQUIRE(tight.status == 0);
+  CHECK(has(tight.err, "sub-batches of "));
+  CHECK(tight.json()["memory_plan"]["total"].get<Index>() <= least << 20);
+  CHECK(tight.json()["memory_plan"]["saved_activations"] == "f32");
+  const Outcome wide = training("wide", {"--memory-budget", "1G"});
+  REQUIRE(wide.status == 0);
+  CHECK(has(wide.err, "all as it is"));
+  CHECK(wide.json()["memory_plan"] == wanted);
+  CHECK(place.adapter_bytes("wide") == place.adapter_bytes("plain"));
+
+  CHECK(has(training("none", {"--memory-budget", "20K"}).err, "the weights alone"));
+  CHECK(training("none", {"--budget-may-round"}).status == 2);
+  CHECK_FALSE(std::filesystem::exists(place.folder / "none"));
+}
+
+TEST_CASE("plan: a shape without its model; what full fine-tuning would take, too") {
+  const ScratchFolder folder;
+  const auto plan = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"plan", "--shape", "llama-7b", "--dtype", "nf4", "--threads", "1", "--json"});
+    const Outcome outcome = run(folder, more);
+    INFO(outcome.err);
+    REQUIRE(outcome.status == 0);
+    return outcome.json();
+  };
+  const nlohmann::json lora = plan({});
+  CHECK(lora["trainable"] == 32 * 2 * 8 * (4096 + 4096));  // r·(in + out) of q and v in each layer
+  // 6476005376 weights of the layers' linears: four bits each, a byte per 64 and four more per 64·256; embedding and head in bf16.
+  const double linears = 32.0 * (4 * 4096.0 * 4096 + 3 * 4096.0 * 11008), others = 2 * 2 * 4096.0 * 32000;
+  CHECK(lora["weights"].get<double>() / (linears * (0.5 + 1.0 / 64 + 4.0 / (64 * 256)) + others) == Approx(1).margin(1e-3));
+  const nlohmann::json again = plan({"--checkpoint-activations"});
+  CHECK(again["activations"].get<double>() < 0.15 * lora["activations"].get<double>());
+  CHECK(again["weights"] == lora["weights"]);
+  const nlohmann::json full = plan({"--method", "full"});
+  CHECK(full["trainable"] == 6738415616);
+  CHECK(full["parameters"] == 6738415616 * 8);
+  CHECK(plan({"--memory-budget", "4600M"})["checkpoint_activations"] == true);
+  CHECK(run(folder, {"plan"}).status == 2);
+  CHECK(run(folder, {"plan", "--shape", "llama-8b"}).status == 2);
+}
+
 TEST_CASE("train: a run that stands in the folder is kept") {
   const Workplace place;
   REQUIRE(run(place.folder, place.training("run", {"--max-steps", "2"})).status == 0);

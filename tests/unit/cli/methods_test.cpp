@@ -126,7 +126,7 @@ TEST_CASE("every method: trains, evaluates to the same loss, answers, and its fo
   }
 }
 
-TEST_CASE("every kind of method: stopped and resumed, it ends where an uninterrupted run does, bit for bit") {
+TEST_CASE("every kind of method: stopped and resumed, its activations checkpointed, it ends where an uninterrupted run does, bit for bit") {
   const Methods place;
   const std::vector<std::pair<std::string, Arguments>> cases{
       {"prefix", {"--method", "prefix", "--prefix-projection", "--encoder-hidden-size", "8", "--num-virtual-tokens", "3"}},
@@ -143,10 +143,11 @@ TEST_CASE("every kind of method: stopped and resumed, it ends where an uninterru
     const Arguments longer = joined(options, {"--epochs", "30", "--save-steps", "1000", "--eval-steps", "1000", "--lr", "0.01"});
     REQUIRE(run(place.folder, place.training(name, longer)).status == 0);
     const std::string part = name + "-resumed";
-    const Outcome stopped = run(place.folder, place.training(part, longer), interrupt_training(place.folder / part));
+    const Arguments again = joined(longer, {"--checkpoint-activations"});
+    const Outcome stopped = run(place.folder, place.training(part, again), interrupt_training(place.folder / part));
     INFO(stopped.err);
     REQUIRE(stopped.status == 130);
-    const Outcome resumed = run(place.folder, place.training(part, joined(longer, {"--resume"})));
+    const Outcome resumed = run(place.folder, place.training(part, joined(again, {"--resume"})));
     INFO(resumed.err);
     REQUIRE(resumed.status == 0);
     CHECK(resumed.json()["steps"] == 90);
