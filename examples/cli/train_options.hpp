@@ -20,7 +20,7 @@ struct TrainOptions {
   std::string scheduler = "linear", optimizer = "adamw_torch", optimizer_memory = "256M";
   peft::TrainerConfig trainer;
   std::optional<double> dropout{};
-  bool resume = false, json = false, has_learning_rate = false;
+  bool resume = false, json = false, has_learning_rate = false, report_start = false;
 
   TrainOptions() {
     trainer.num_train_epochs = 3;

@@ -15,6 +15,7 @@
 #include "peft/core/rng.hpp"
 #include "peft/core/thread_pool.hpp"
 #include "peft/int8_linear.hpp"
+#include "peft/row_table.hpp"
 #include "support/catch.hpp"
 
 using namespace peft;
@@ -298,7 +299,15 @@ TEST_CASE("Int8Tensor: rows of zeros and of tiny numbers, halves to even, number
   REQUIRE_THROWS_AS(Int8Linear(tensor, Buffer<float>(3)), ShapeError);
   Matrix<float> small(3, 5);
   REQUIRE_THROWS_AS(tensor.dequantize(small.view()), ShapeError);
-  // One bit of 8: the error of normal weights in rows of 256.
+  // Rows are read one at a time, as an embedding's.
+  const RowTable<float> table(tensor);
+  float read[5];
+  table.read_row(1, read);
+  CHECK(table.rows() == 4);
+  CHECK_FALSE(table.is_in_memory());
+  CHECK(read[0] == Approx(127.0f));
+  CHECK(read[2] == Approx(4.0f));
+  // The error of normal weights in rows of 256.
   Philox rng(3);
   const Matrix<float> normal = random_matrix<float>(rng, 64, 256);
   CHECK(quantization_error(normal.view(), Int8Tensor::quantize(normal.view())).relative_rms() == Approx(0.0064).margin(0.001));
