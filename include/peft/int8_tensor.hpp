@@ -1,6 +1,6 @@
 #pragma once
 /// A weight in eight bits per element, each row with its own scale:
-///   w ≈ code·absmax of its row/127,   code = the whole number nearest to w·(127/absmax), halfway the even one
+///   w ≈ code·absmax of its row/127,   code = the whole number nearest to w·(127·(1/absmax)), halfway the even one
 /// 8 bits per weight and 32 per row. Codes, absmax and dequantised values are those of bitsandbytes 0.50.2's
 /// int8_vectorwise_quant on a CPU (without a threshold), bit for bit; a row of zeros has absmax 0 and codes 0.
 /// Dettmers et al., "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", 2022, section 3.1.
@@ -81,7 +81,7 @@ class Int8Tensor {
         const float most = t.abs_max(weight.cols, memory.data());
         buffers->absmax[i] = most;
         // Of a maximum so small that 127/absmax is no number, codes are those of the largest one.
-        const float scale = most > 0 ? std::min(quotient(127.0f, most), 3.4028235e38f) : 0.0f;
+        const float scale = most > 0 ? std::min(rounded(127.0f * quotient(1.0f, most)), 3.4028235e38f) : 0.0f;
         std::int8_t* const codes = buffers->codes.data() + i * weight.cols;
         for (Index j = 0; j < weight.cols; ++j) {
           codes[j] = static_cast<std::int8_t>(std::lrint(rounded(memory[j] * scale)));
