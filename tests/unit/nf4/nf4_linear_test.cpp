@@ -204,6 +204,9 @@ void check_merge(Index out, Index in, bool nested, std::uint64_t seed) {
       REQUIRE(std::abs(static_cast<double>(sum(i, k)) - exact) <= 5 * 0x1p-24 * size);
     }
   }
+  const Matrix<float> x = random_matrix<float>(rng, 2, in);
+  Matrix<float> y(2, out), y_expected(2, out), y_before(2, out);
+  layer.template forward<float>(x.view(), y_before.view());
   auto undo = layer.merge({&term, 1});
   CHECK(same(values_of(layer.weight()), values_of(expected)));
   const QuantizationError error = quantization_error(sum.view(), expected);
@@ -211,13 +214,13 @@ void check_merge(Index out, Index in, bool nested, std::uint64_t seed) {
   CHECK(undo.error.elements == out * in);
   CHECK(undo.error.relative_rms() < (std::same_as<Tensor, Int8Tensor> ? 0.02 : 0.2));
   // Products are those of the merged weight.
-  const Matrix<float> x = random_matrix<float>(rng, 2, in);
-  Matrix<float> y(2, out), y_expected(2, out);
   layer.template forward<float>(x.view(), y.view());
   PackedLinear<Tensor>(expected, old_bias.clone()).template forward<float>(x.view(), y_expected.view());
   CHECK(same(y, y_expected));
   layer.restore(std::move(undo));
   CHECK(same(values_of(layer.weight()), before));
+  layer.template forward<float>(x.view(), y.view());
+  CHECK(same(y, y_before));
 
   // Behind AnyLinear: gains, a bias, a whole weight; the error is told there, too.
   AnyLinear<float> any = AnyLinear<float>::borrow(layer);
