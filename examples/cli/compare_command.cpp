@@ -44,7 +44,7 @@ struct PassedOption {
   bool to_train, to_eval;
 };
 constexpr PassedOption kPassed[] = {
-    {"--dtype", "how weights are kept: f32, bf16, f16, native, nf4 or fp4; see train --help", true, true},
+    {"--dtype", "how weights are kept: f32, bf16, f16, native, nf4, fp4 or int8; see train --help", true, true},
     {"--block", "weights that share a scale [nf4, fp4]", true, true},
     {"--threads", "threads to compute with; 0: all processors", true, true},
     {"--template", "how a record becomes a prompt: chatml, alpaca or plain", true, true},

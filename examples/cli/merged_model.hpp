@@ -69,6 +69,13 @@ class MergedModel {
            std::count_if(sites.norms.begin(), sites.norms.end(), is_adapted);
   }
 
+  /// Whether the adapter changes the linear whose weight has this name.
+  bool changes(std::string_view weight) const {
+    return std::any_of(sites_.begin(), sites_.end(), [&](const AdaptedLinear<float>* site) {
+      return weight == site->name() + ".weight" && site->is_adapted(model_.selection());
+    });
+  }
+
   /// All tensors under Hugging Face's names, stored as `type`: F32, F16 or BF16. This must outlive them. One is valid until
   /// the next is made; making one throws NumericError for a value that F16 cannot hold.
   std::vector<peft::DeferredTensor> tensors(peft::StoredType type) {

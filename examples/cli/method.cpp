@@ -126,9 +126,10 @@ StartedMethod<T> start(const MethodChoice& choice, const FusionChoice& fusion, L
 
 template <Scalar T>
 StartedMethod<T> start_method(const MethodChoice& choice, const BpeTokenizer& tokenizer, Llama<T>& model,
-                              peft::AdapterRegistry<T>& registry, std::uint64_t seed) {
+                              peft::AdapterRegistry<T>& registry, std::uint64_t seed,
+                              const std::function<Matrix<Accumulator<T>>(const AdaptedLinear<T>&)>& original) {
   if (const auto* parts = std::get_if<peft::AnyConfig>(&choice.config)) {
-    return start_parts<T>(kDefault, *parts, model, model.adapter_sites(), registry, seed);
+    return start_parts<T>(kDefault, *parts, model, model.adapter_sites(), registry, seed, original);
   }
   if (const auto* tokens = std::get_if<peft::PromptLearningConfig>(&choice.config)) {
     StartedMethod<T> started = std::visit(
@@ -191,7 +192,8 @@ void load_method(const fs::path& folder, Llama<T>& model, peft::AdapterRegistry<
 
 #define PEFT_CLI_METHODS(T)                                                                                          \
   template StartedMethod<T> start_method(const MethodChoice&, const BpeTokenizer&, Llama<T>&, peft::AdapterRegistry<T>&, \
-                                         std::uint64_t);                                                              \
+                                         std::uint64_t,                                                               \
+                                         const std::function<Matrix<Accumulator<T>>(const AdaptedLinear<T>&)>&);      \
   template FoundStart start_from_records(const MethodChoice&, const peft::InstructionData&, Index, std::uint64_t, Llama<T>&, \
                                          peft::AdapterRegistry<T>&, StartedMethod<T>&, const std::function<void(Index)>&);    \
   template void load_method(const fs::path&, Llama<T>&, peft::AdapterRegistry<T>&)

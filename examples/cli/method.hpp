@@ -15,11 +15,13 @@
 
 namespace peft_examples {
 
-/// Puts a method on the model, started from `seed`: the model trains it from now on. Throws ConfigError for what does not
-/// fit the model, ShapeError for sizes that are another model's.
+/// Puts a method on the model, started from `seed`: the model trains it from now on. `original`: the weight that a linear was
+/// quantised from, where they are quantised while they are read. Throws ConfigError for what does not fit the model,
+/// ShapeError for sizes that are another model's.
 template <Scalar T>
 StartedMethod<T> start_method(const MethodChoice& choice, const BpeTokenizer& tokenizer, Llama<T>& model,
-                              peft::AdapterRegistry<T>& registry, std::uint64_t seed);
+                              peft::AdapterRegistry<T>& registry, std::uint64_t seed,
+                              const std::function<Matrix<Accumulator<T>>(const AdaptedLinear<T>&)>& original = {});
 
 /// What EVA found.
 struct FoundStart {

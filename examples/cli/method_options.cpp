@@ -207,6 +207,10 @@ bool MethodChoice::starts_from_inputs() const {
   const peft::LoraConfig* lora = lora_of(config);
   return lora != nullptr && lora->init_lora_weights == std::variant<bool, std::string>("eva");
 }
+bool MethodChoice::changes_base() const {
+  const peft::LoraConfig* lora = lora_of(config);
+  return lora != nullptr && lora->changes_base();
+}
 std::vector<Index> MethodChoice::invocation_tokens() const {
   const peft::LoraConfig* lora = lora_of(config);
   return lora != nullptr ? lora->alora_invocation_tokens : std::vector<Index>();

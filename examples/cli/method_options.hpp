@@ -57,6 +57,8 @@ struct MethodChoice {
   bool replaces_parameters() const;
   /// Whether the start comes from what the records make of the model's inputs (EVA): start_from_records() follows.
   bool starts_from_inputs() const;
+  /// Whether the start changes the base's weights (PiSSA, OLoRA, LoftQ).
+  bool changes_base() const;
   /// Of an aLoRA; else empty.
   std::vector<Index> invocation_tokens() const;
 };

@@ -13,7 +13,7 @@ namespace peft_examples {
 
 template <Scalar T>
 Session<T>::Session(const ModelOptions& options)
-    : tokenizer_(open_tokenizer(options.model)), model_(load_llama<T>(open_model(options.model), options.storage())), sites_(model_.sites()) {
+    : path_(options.model), quantizes_(options.storage().quantizes()), tokenizer_(open_tokenizer(options.model)), model_(load_llama<T>(open_model(options.model), options.storage())), sites_(model_.sites()) {
   if (!options.adapter.empty()) load_method(options.adapter, model_, registry_);
 }
 

@@ -3,7 +3,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -14,6 +13,7 @@
 #include "cli/command.hpp"
 #include "cli/model_folder.hpp"
 #include "cli/progress.hpp"
+#include "cli/quantization_report.hpp"
 #include "cli/quantized_model.hpp"
 #include "cli/session.hpp"
 #include "cli/size.hpp"
@@ -35,23 +35,6 @@ struct QuantizeOptions {
   bool report = false;
 };
 
-/// Of all weights, and with --report of each.
-template <peft::FourBitCode kCode>
-void print_errors(const QuantizedModel<kCode>& model, bool each) {
-  if (each) {
-    std::size_t width = 6;
-    for (const auto& layer : model.layers()) width = std::max(width, layer.name.size());
-    fmt::print("{:<{}}  {:>8}  {:>10}  {:>9}  {:>10}\n", "weight", width, "SNR, dB", "relative", "largest", "sign flips");
-    for (const auto& [name, error] : model.layers()) {
-      fmt::print("{:<{}}  {:>8.2f}  {:>10.5f}  {:>9.2e}  {:>10}\n", name, width, error.snr(), error.relative_rms(), error.largest,
-                 error.sign_flips);
-    }
-  }
-  const peft::QuantizationError all = model.error();
-  fmt::print(stderr, "error of {} weights: SNR {:.2f} dB, relative {:.5f}, largest {:.3g}, {} changed their sign\n", all.elements,
-             all.snr(), all.relative_rms(), all.largest, all.sign_flips);
-}
-
 template <peft::FourBitCode kCode>
 void quantize(const QuantizeOptions& options, const ModelSource& source, bool to_folder) {
   const Index max_shard = parse_size("--max-shard-size", options.max_shard_size);
@@ -69,15 +52,15 @@ void quantize(const QuantizeOptions& options, const ModelSource& source, bool to
         {.quant_type = kCode, .use_double_quant = storage.double_quant, .compute_dtype = torch_name(stored_type(options.compute_dtype))});
     peft::AtomicDirectory folder(options.out, peft::ExistingFolder::kReplace);
     write_folder_files(options.model.model, source.config, others, &quantization, folder);
-    peft::write_safetensors_shards(folder, model.tensors(), max_shard);
+    peft::write_safetensors_shards(folder, model.files().tensors(), max_shard);
     folder.commit();
   } else {
     peft::AtomicFile file(options.out);
-    peft::write_safetensors(file.writer(), std::span<const peft::DeferredTensor>(model.tensors()));
+    peft::write_safetensors(file.writer(), std::span<const peft::DeferredTensor>(model.files().tensors()));
     file.commit();
   }
-  print_errors(model, options.report);
-  fmt::print(stderr, "{}: {} weights in {}, blocks of {}{}; the others {}\n", options.out, model.layers().size(), options.type,
+  print_errors(model.files().layers(), options.report);
+  fmt::print(stderr, "{}: {} weights in {}, blocks of {}{}; the others {}\n", options.out, model.files().layers().size(), options.type,
              storage.block_size, storage.double_quant ? ", quantised twice" : "", options.model.dtype);
 }
 

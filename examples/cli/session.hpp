@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -16,6 +17,8 @@
 #include "cli/model_runs.hpp"
 #include "cli/weight_options.hpp"
 #include "hosts/bpe_tokenizer.hpp"
+#include "hosts/open_model.hpp"
+#include "hosts/weight_reader.hpp"
 #include "peft/adapter_registry.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/data/prompt_template.hpp"
@@ -81,7 +84,14 @@ class Session {
 
   /// Puts a method on the model: what it trains and runs with. Throws as start_method.
   StartedMethod<T> start(const MethodChoice& choice, std::uint64_t seed) {
-    return start_method(choice, tokenizer_, model_, registry_, seed);
+    std::function<Matrix<Accumulator<T>>(const AdaptedLinear<T>&)> original;
+    if (quantizes_) {
+      original = [this, source = std::optional<ModelSource>()](const AdaptedLinear<T>& site) mutable {
+        if (!source) source = open_model(path_);
+        return original_weight(*source, site.name() + ".weight");
+      };
+    }
+    return start_method(choice, tokenizer_, model_, registry_, seed, original);
   }
   /// The start that the records give, where the method has one. Throws as start_from_records.
   FoundStart start_from(const MethodChoice& choice, const peft::InstructionData& data, Index records, std::uint64_t seed,
@@ -117,6 +127,8 @@ class Session {
   }
 
  private:
+  std::string path_;
+  bool quantizes_;
   BpeTokenizer tokenizer_;
   Llama<T> model_;
   std::vector<AdaptedLinear<T>*> sites_;

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/changed_base.hpp"
 #include "cli/memory_plan.hpp"
 #include "cli/records.hpp"
 #include "cli/size.hpp"
@@ -40,12 +41,13 @@ class InstructTask {
                                       options.trainer.total_steps(static_cast<Index>(records_.size())), Task::kGenerate)),
         weights_(check_weights(options)),
         session_(options.model),
-        started_(session_.start(method_, options.trainer.seed)),
+        started_(session_.start(checked(method_), options.trainer.seed)),
         training_(tokenize(options.data, records_, progress)) {
     if (!options.val.empty()) validation_.emplace(tokenize(options.val, validation_records_, progress));
     plan_memory(progress);
     if (method_.starts_from_inputs()) find_start(progress);
     check_invocation(progress);
+    tell_start(progress);
   }
 
   Model& model() noexcept { return session_.model(); }
@@ -77,7 +79,15 @@ class InstructTask {
   std::string evaluation_text(const peft::EvaluationEvent& event) const {
     return fmt::format("perplexity {:.2f}", std::exp(event.record.loss));
   }
-  bool finish(nlohmann::ordered_json&, const StopSignal&) const noexcept { return true; }
+  /// Where the start changed a quantised base, that base and the adapter for it, beside the one for the base as it was.
+  bool finish(nlohmann::ordered_json& json, const StopSignal&) {
+    if (!started_.save_for_changed_base) return true;
+    const std::filesystem::path folder = std::filesystem::path(options_.out) / "base";
+    write_changed_base(options_.model.model, session_.model(), folder);
+    started_.save_for_changed_base(folder / "adapter");
+    json["changed_base"] = folder.string();
+    return true;
+  }
 
  private:
   Data tokenize(const std::string& path, const std::vector<peft::InstructionRecord>& records, Progress& progress) {
@@ -147,6 +157,29 @@ class InstructTask {
     if (without == 0) return;
     progress.line(fmt::format("{}: {} of {} records lack the invocation tokens; the adapter learns nothing from them", options_.data,
                                without, training_.records()));
+  }
+
+  /// Throws ConfigError for a start whose base could not be kept.
+  const MethodChoice& checked(const MethodChoice& method) const {
+    if (method.changes_base() && options_.model.dtype == "int8") {
+      peft::fail<peft::ConfigError>("init_lora_weights changes the base, and one in int8 has no file; expected --dtype nf4, fp4 or f32");
+    }
+    return method;
+  }
+  /// What a start over a quantised base made of its error.
+  void tell_start(Progress& progress) const {
+    if (started_.left.empty()) return;
+    peft::QuantizationError before, after;
+    for (const auto& [name, own_before, own_after] : started_.left) {
+      before += own_before, after += own_after;
+      if (!options_.report_start) continue;
+      progress.line(fmt::format("{}: SNR {:.2f} -> {:.2f} dB, relative {:.5f} -> {:.5f}, largest {:.2e} -> {:.2e}, sign flips {} -> {}", name,
+                                own_before.snr(), own_after.snr(), own_before.relative_rms(), own_after.relative_rms(),
+                                own_before.largest, own_after.largest, own_before.sign_flips, own_after.sign_flips));
+    }
+    progress.line(fmt::format("start: of {} weights the base and its update leave {:.5f} (SNR {:.2f} dB), the base as it was read "
+                              "left {:.5f} (SNR {:.2f} dB)",
+                              started_.left.size(), after.relative_rms(), after.snr(), before.relative_rms(), before.snr()));
   }
 
   /// EVA: before anything is counted or compared, for a resumed run as for a new one.
@@ -237,6 +270,7 @@ void add_train_command(CLI::App& app, Run& run) {
   o.memory.add_to(command);
   command.add_option("--dropout-of-base", o.dropout, "in training, instead of what the model's config.json says [classify]")
       ->check(CLI::Range(0.0, 0.999));
+  command.add_flag("--report-start", o.report_start, "print what a start over a quantised base leaves of each weight");
   command.add_option("--seed", t.seed, "of the adapter's start, the records' order and dropout")->capture_default_str();
   command.add_flag("--resume", o.resume, "go on with the run in --out, bit for bit");
   command.add_flag("--json", o.json, "last line of stdout: the result as JSON");

@@ -22,7 +22,7 @@ struct TrainOptions {
   MemoryOptions memory;
   peft::TrainerConfig trainer;
   std::optional<double> dropout{};
-  bool resume = false, json = false, has_learning_rate = false;
+  bool resume = false, json = false, has_learning_rate = false, report_start = false;
 
   TrainOptions() {
     trainer.num_train_epochs = 3;

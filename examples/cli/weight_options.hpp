@@ -16,15 +16,16 @@ struct WeightOptions {
 
   void add_to(CLI::App& command) {
     command.add_option("--dtype", dtype,
-                       "f32, bf16, f16: of weights and activations; native: weights as the file has them; nf4, fp4: the layers' "
-                       "quantised, the others as the file has them; activations of these three and all sums are f32")
-        ->check(CLI::IsMember({"f32", "bf16", "f16", "native", "nf4", "fp4"}))
+                       "f32, bf16, f16: of weights and activations; native: weights as the file has them; nf4, fp4, int8: the "
+                       "layers' quantised, the others as the file has them; activations of these four and all sums are f32")
+        ->check(CLI::IsMember({"f32", "bf16", "f16", "native", "nf4", "fp4", "int8"}))
         ->capture_default_str();
     command.add_option("--block", quantized.block_size, "weights that share a scale, a power of two from 32 to 4096 [nf4, fp4]")
         ->capture_default_str();
     command.add_flag("--double-quant,!--no-double-quant", quantized.double_quant,
                      "scales are quantised too (the default) or floats [nf4, fp4]");
   }
+  /// In four bits.
   bool is_quantized() const noexcept { return dtype == "nf4" || dtype == "fp4"; }
   /// Throws CLI::ValidationError for an option that was given and is none of the dtype's.
   void check(const CLI::App& command) const {
@@ -36,7 +37,8 @@ struct WeightOptions {
   WeightStorage storage() const noexcept {
     WeightStorage result = quantized;
     using Kind = WeightStorage::Kind;
-    result.kind = dtype == "native" ? Kind::kFile : dtype == "nf4" ? Kind::kNf4 : dtype == "fp4" ? Kind::kFp4 : Kind::kActivations;
+    result.kind = dtype == "native" ? Kind::kFile : dtype == "nf4" ? Kind::kNf4 : dtype == "fp4" ? Kind::kFp4
+                : dtype == "int8"   ? Kind::kInt8 : Kind::kActivations;
     return result;
   }
   /// Everything that decides the weights' values: "nf4, blocks of 64, twice".

@@ -201,6 +201,8 @@ Index weight_bytes(const LlamaConfig& c, const WeightStorage& storage, Index num
     const Index count = shape.size() == 2 ? shape[0] * shape[1] : shape[0];
     if (shape.size() != 2) {
       sum += count * Index{4};
+    } else if (storage.kind == WeightStorage::Kind::kInt8 && is_layer_weight(name, shape)) {
+      sum += count + 4 * shape[0];
     } else if (storage.quantizes() && is_layer_weight(name, shape)) {
       const Index blocks = (count + storage.block_size - 1) / storage.block_size;
       constexpr Index kMap = 256, kNested = 256;

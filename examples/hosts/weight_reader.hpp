@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -18,6 +20,7 @@
 #include "peft/core/parallel.hpp"
 #include "peft/dense_linear.hpp"
 #include "peft/gguf_linear.hpp"
+#include "peft/int8_linear.hpp"
 #include "peft/io/tensor_ref.hpp"
 #include "peft/kernels/convert.hpp"
 #include "peft/nf4_linear.hpp"
@@ -62,6 +65,17 @@ Matrix<T> copy_matrix(const peft::TensorRef& tensor, Index head_dim, ExecutorRef
 }
 
 }  // namespace detail
+
+/// The head's width where the rows of a tensor, by its name, stand in llama.cpp's order; else 0.
+inline Index head_dim_of(const ModelSource& source, std::string_view name) noexcept {
+  const bool has_heads = name.find(".self_attn.q_proj.") != name.npos || name.find(".self_attn.k_proj.") != name.npos;
+  return source.permuted_heads && has_heads ? source.config.head_dim : 0;
+}
+/// A matrix as the file has it, in float, rows in Hugging Face's order. Throws FormatError.
+inline Matrix<float> original_weight(const ModelSource& source, const std::string& name,
+                                     ExecutorRef executor = peft::default_executor()) {
+  return detail::copy_matrix<float>(source.tensor(name), head_dim_of(source, name), executor);
+}
 
 /// A weight [rows, cols]. `head_dim` as above. Throws ShapeError, FormatError.
 template <Scalar T>
@@ -137,6 +151,10 @@ peft::AnyLinear<T> read_linear(const peft::TensorRef& weight, const peft::Tensor
         return detail::quantized_linear<peft::FourBitCode::kNf4>(weight, std::move(added), head_dim, storage, executor);
       case WeightStorage::Kind::kFp4:
         return detail::quantized_linear<peft::FourBitCode::kFp4>(weight, std::move(added), head_dim, storage, executor);
+      case WeightStorage::Kind::kInt8: {
+        const Matrix<float> values = detail::copy_matrix<float>(weight, head_dim, executor);
+        return peft::Int8Linear(peft::Int8Tensor::quantize(values.view(), executor), std::move(added));
+      }
     }
   }
   return detail::dense_linear<T>(weight, std::move(added), head_dim, executor);

@@ -5,6 +5,7 @@
 
 #include <concepts>
 #include <memory>
+#include <optional>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "peft/linear.hpp"
 #include "peft/low_rank_merge.hpp"
 #include "peft/low_rank_product.hpp"
+#include "peft/quantization_error.hpp"
 #include "peft/weight_rows.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -23,12 +25,23 @@ PEFT_BEGIN_NAMESPACE
 class AnyMergeUndo {
  public:
   AnyMergeUndo() = default;
-  explicit AnyMergeUndo(std::shared_ptr<void> state) noexcept : state_(std::move(state)) {}
   bool is_empty() const noexcept { return state_ == nullptr; }
   const std::shared_ptr<void>& state() const noexcept { return state_; }
+  /// What quantising the new weight lost of it; none where the layer's weight is not quantised.
+  const std::optional<QuantizationError>& error() const noexcept { return error_; }
+
+  /// Of the undo of a layer, with the error that it tells.
+  template <class Undo>
+  static AnyMergeUndo of(Undo undo) {
+    AnyMergeUndo result;
+    if constexpr (requires { QuantizationError(undo.error); }) result.error_ = undo.error;
+    result.state_ = std::make_shared<Undo>(std::move(undo));
+    return result;
+  }
 
  private:
   std::shared_ptr<void> state_;
+  std::optional<QuantizationError> error_{};
 };
 
 /// Owns a layer that models LinearLike<L, T>, or refers to a host's (borrow). Movable.
@@ -81,6 +94,8 @@ class AnyLinear {
   bool can_merge() const noexcept { return layer_->can_merge(); }
   /// Whether it takes any change in place (RewritableLinear).
   bool can_rewrite() const noexcept { return layer_->can_rewrite(); }
+  /// Whether a weight that merge() or rewrite() makes is quantised, and their undo says what that lost.
+  bool requantizes() const noexcept { return layer_->requantizes(); }
   /// Whether its weight can be read (ReadableWeight).
   bool can_read() const noexcept { return layer_->can_read(); }
   bool has_weight_grad() const noexcept { return layer_->has_weight_grad(); }
@@ -135,6 +150,7 @@ class AnyLinear {
     virtual void backward_weight(MatrixView<const T>, MatrixView<const T>) = 0;
     virtual bool can_rewrite() const noexcept = 0;
     virtual AnyMergeUndo rewrite(const BasicLayerChange<A>&) = 0;
+    virtual bool requantizes() const noexcept = 0;
     virtual bool can_read() const noexcept = 0;
     virtual void read_weight_rows(Index, MatrixView<A>) const = 0;
     virtual Buffer<A> read_bias() const = 0;
@@ -177,8 +193,7 @@ class AnyLinear {
     bool has_weight_grad() const noexcept final { return WeightGrad<L, T>; }
     AnyMergeUndo merge(std::span<const BasicMergeTerm<A>> terms) final {
       if constexpr (MergeableLinear<L, T>) {
-        using Undo = decltype(layer().merge(terms));
-        return AnyMergeUndo(std::make_shared<Undo>(layer().merge(terms)));
+        return AnyMergeUndo::of(layer().merge(terms));
       } else {
         fail<ConfigError>("AnyLinear::merge: the [{}, {}] layer inside cannot take an update in place; expected a "
                           "peft::MergeableLinear (merge and restore)",
@@ -212,13 +227,15 @@ class AnyLinear {
     bool can_rewrite() const noexcept final { return RewritableLinear<L, T>; }
     AnyMergeUndo rewrite(const BasicLayerChange<A>& change) final {
       if constexpr (RewritableLinear<L, T>) {
-        using Undo = decltype(layer().merge(change.terms));
-        return AnyMergeUndo(std::make_shared<Undo>(layer().rewrite(change)));
+        return AnyMergeUndo::of(layer().rewrite(change));
       } else {
         fail<ConfigError>("AnyLinear::rewrite: the [{}, {}] layer inside takes low-rank terms at most; expected a "
                           "peft::RewritableLinear (rewrite and restore) for an update with gains, a bias or a whole weight",
                           out_features(), in_features());
       }
+    }
+    bool requantizes() const noexcept final {
+      return requires(L& l, const BasicLayerChange<A>& change) { QuantizationError(l.rewrite(change).error); };
     }
     bool can_read() const noexcept final { return ReadableWeight<L, T>; }
     void read_weight_rows(Index first, MatrixView<A> rows) const final {

@@ -14,6 +14,7 @@
 #include "peft/core/rounded.hpp"
 #include "peft/core/scalar.hpp"
 #include "peft/error.hpp"
+#include "peft/loftq_config.hpp"
 #include "peft/module_selector.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -56,7 +57,7 @@ struct LoraConfig {
   bool use_rslora = false;
   /// Start of A and B: true = A Kaiming-uniform(a = √5), B = 0; "gaussian" = A normal with standard deviation 1/r,
   /// B = 0; false = both Kaiming-uniform, so that the update is not zero (for tests); "pissa", "pissa_niter_N", "olora",
-  /// "orthogonal", "eva": see lora_initialization.hpp.
+  /// "orthogonal", "loftq", "eva": see lora_initialization.hpp.
   std::variant<bool, std::string> init_lora_weights = true;
   /// Layer numbers that are kept of what a list in `target_modules` matches by suffix; empty: all.
   std::vector<Index> layers_to_transform{};
@@ -83,8 +84,16 @@ struct LoraConfig {
   std::vector<Index> alora_invocation_tokens{};
   /// With init_lora_weights = "eva".
   EvaConfig eva_config{};
+  /// With init_lora_weights = "loftq".
+  LoftqConfig loftq_config{};
 
   friend bool operator==(const LoraConfig&, const LoraConfig&) = default;
+
+  /// Whether the start changes the base's weights (PiSSA, OLoRA, LoftQ), so that the adapter means nothing on others.
+  bool changes_base() const {
+    const auto* kind = std::get_if<std::string>(&init_lora_weights);
+    return kind != nullptr && (kind->starts_with("pissa") || *kind == "olora" || *kind == "loftq");
+  }
 
   /// Throws ConfigError, naming the field, where one is out of range, contradicts another or is not supported.
   void validate() const {
@@ -121,7 +130,7 @@ struct LoraConfig {
     }
     if (const auto* kind = std::get_if<std::string>(&init_lora_weights); kind != nullptr && !is_known_start(*kind)) {
       fail<ConfigError>("LoraConfig: init_lora_weights = \"{}\" is not supported; expected true, false, \"gaussian\", "
-                        "\"pissa\", \"pissa_niter_N\", \"olora\", \"orthogonal\" or \"eva\"",
+                        "\"pissa\", \"pissa_niter_N\", \"olora\", \"orthogonal\", \"loftq\" or \"eva\"",
                         *kind);
     }
     if (lora_bias && use_dora) fail<ConfigError>("LoraConfig: lora_bias and use_dora are both set; expected one of them");
@@ -134,6 +143,12 @@ struct LoraConfig {
     }
     if (!is_finite(eva_config.rho) || eva_config.rho < 1.0) {
       fail<ConfigError>("LoraConfig: eva_config.rho is {}; expected at least 1", eva_config.rho);
+    }
+    if (loftq_config.loftq_bits != 4 && loftq_config.loftq_bits != 8) {
+      fail<ConfigError>("LoraConfig: loftq_config.loftq_bits is {}; expected 4 or 8", loftq_config.loftq_bits);
+    }
+    if (loftq_config.loftq_iter < 1) {
+      fail<ConfigError>("LoraConfig: loftq_config.loftq_iter is {}; expected at least 1", loftq_config.loftq_iter);
     }
     if (!is_finite(eva_config.tau) || eva_config.tau < 0.0 || eva_config.tau > 1.0) {
       fail<ConfigError>("LoraConfig: eva_config.tau is {}; expected 0 to 1", eva_config.tau);
@@ -154,7 +169,7 @@ struct LoraConfig {
       const std::string digits = kind.substr(std::string(kIterated).size());
       return !digits.empty() && digits.size() < 5 && digits.find_first_not_of("0123456789") == std::string::npos;
     }
-    return kind == "gaussian" || kind == "pissa" || kind == "olora" || kind == "orthogonal" || kind == "eva";
+    return kind == "gaussian" || kind == "pissa" || kind == "olora" || kind == "orthogonal" || kind == "loftq" || kind == "eva";
   }
 
   void check_targets() const {

@@ -1,7 +1,9 @@
 #pragma once
 /// Adapters merged into the weights they adapt, and out again bit for bit:
 ///   W' = W + Σ_a w_a·s_a·B_a·A_a      (gains, biases and trained copies likewise: docs/METHODS.md)
-/// The old weights are kept (moved where owned, referred to where mapped), since (W+d)−d is not W.
+/// The old weights are kept (moved where owned, referred to where mapped), since (W+d)−d is not W. Into a packed base that can
+/// be quantised again an update is merged as W' = quantised(W + …); what that lost is told. merged_layer gives the same weight
+/// unquantised.
 
 #include <span>
 #include <utility>
@@ -20,6 +22,15 @@ struct MergedAdapters {
     AnyMergeUndo undo;
   };
   std::vector<Site> sites;
+
+  /// What quantising the new weights lost of them, over all sites whose base is quantised.
+  QuantizationError error() const noexcept {
+    QuantizationError total;
+    for (const Site& site : sites) {
+      if (site.undo.error()) total += *site.undo.error();
+    }
+    return total;
+  }
 };
 
 /// Brings every weight back as it was before merge_adapter.

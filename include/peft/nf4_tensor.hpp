@@ -154,6 +154,14 @@ class FourBitTensor {
     return quantize(MatrixView<const T>(weight), config, executor);
   }
 
+  /// `values` [rows(), cols()] in this one's form: block size, whether quantised twice (around their own mean), the type that
+  /// files name. Throws as quantize().
+  FourBitTensor requantized(MatrixView<const float> values, ExecutorRef executor = default_executor()) const {
+    FourBitTensor result = quantize(values, {.block_size = block_size(), .double_quant = is_double_quantized()}, executor);
+    result.storage_.dtype = storage_.dtype;
+    return result;
+  }
+
   const FourBitStorage& storage() const noexcept { return storage_; }
   const std::vector<Index>& shape() const noexcept { return storage_.shape; }
   Index size() const noexcept { return size_; }

@@ -3,7 +3,8 @@
 ///   y = x·Wᵀ + bias;   x [n,in], W [out,in] a tensor that decodes parts of itself, bias [out], y [n,out]
 /// Nothing is saved for backward: dx = dy·W. W is never materialised: a panel of it is decoded when the matrix product packs
 /// the panel, once for all rows, forward from the rows of W and backward from their parts, out of the same bytes. Those are
-/// the tensor's: a mapped file is computed on as it is. Sums are in float over the decoded values.
+/// the tensor's: a mapped file is computed on as it is. Sums are in float over the decoded values. Where the tensor can be made
+/// of other values, an update is merged: decoded, added, quantised again.
 
 #include <algorithm>
 #include <concepts>
@@ -19,7 +20,9 @@
 #include "peft/kernels/kernel_table.hpp"
 #include "peft/kernels/scratch.hpp"
 #include "peft/linear.hpp"
+#include "peft/low_rank_merge.hpp"
 #include "peft/low_rank_product.hpp"
+#include "peft/quantization_error.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -35,6 +38,12 @@ concept PackedTensor = requires(const W& w, Index i, float* out, kernels::PanelF
   w.decode(kernels::table(), i, i, i, out);  // of row i, elements [first, first + count)
   { w.operand() } -> std::convertible_to<typename W::operand_type>;
   w.give_operand(operand, fill);
+};
+
+/// One that other values can take the place of, in the same form.
+template <class W>
+concept RequantizableTensor = PackedTensor<W> && requires(const W& w, MatrixView<const float> values, ExecutorRef executor) {
+  { w.requantized(values, executor) } -> std::same_as<W>;
 };
 
 /// Activations in float, bf16 or f16. The weight is frozen: gradients go through it, not into it. All members may run in any
@@ -92,6 +101,57 @@ class PackedLinear {
     detail::check_shape(W::kLayer, "dy", dy, dy.rows, out_features());
     detail::check_shape(W::kLayer, "dx", dx, dy.rows, in_features());
     detail::panel_backward<T>(*this, dy, {}, dx, mode, executor);
+  }
+
+  /// What merge() or rewrite() replaced, and what quantising the new weight lost of it.
+  struct MergeUndo {
+    W weight;
+    Buffer<float> bias;  ///< of rewrite() with a bias
+    bool has_bias = false;
+    QuantizationError error{};
+  };
+
+  /// W := quantised(W + Σ scale·B·A), summed in float over the decoded values. The old bytes are kept in the result. Throws
+  /// ShapeError, and NumericError where an element would not be finite; then nothing changed.
+  [[nodiscard]] MergeUndo merge(std::span<const MergeTerm> terms, ExecutorRef executor = default_executor())
+    requires RequantizableTensor<W>
+  {
+    LayerChange change;
+    change.terms = terms;
+    return rewrite(change, executor);
+  }
+  /// W := quantised(diag(row_gain)·W·diag(column_gain) + Σ scale·B·A), or of the change's own weight, and the bias. Throws as
+  /// merge().
+  [[nodiscard]] MergeUndo rewrite(const LayerChange& change, ExecutorRef executor = default_executor())
+    requires RequantizableTensor<W>
+  {
+    constexpr std::string_view kWhere = "PackedLinear::rewrite";
+    detail::check_change(change, out_features(), in_features(), kWhere);
+    Matrix<float> values(out_features(), in_features());
+    const kernels::KernelTable& t = kernels::table();
+    detail::write_changed_rows<float>(change, values.view(), kWhere, executor, [&](Index first, MatrixView<float> rows) {
+      for (Index i = 0; i < rows.rows; ++i) weight_.decode(t, first + i, 0, rows.cols, rows.row(i));
+    });
+    const MatrixView<const float> changed = std::as_const(values).view();
+    W packed = weight_.requantized(changed, executor);
+    MergeUndo undo{weight_, {}, false, quantization_error(changed, packed, executor)};
+    weight_ = std::move(packed);
+    operand_ = weight_.operand();
+    if (!change.bias.empty()) {
+      Buffer<float> bias(out_features());
+      std::copy(change.bias.begin(), change.bias.end(), bias.begin());
+      undo.bias = std::exchange(bias_, std::move(bias));
+      undo.has_bias = true;
+    }
+    return undo;
+  }
+  /// Brings back what merge() or rewrite() replaced, bit for bit.
+  void restore(MergeUndo undo) noexcept
+    requires RequantizableTensor<W>
+  {
+    if (undo.has_bias) bias_ = std::move(undo.bias);
+    weight_ = std::move(undo.weight);
+    operand_ = weight_.operand();
   }
 
   /// The panels, and, for products of a few rows, the codes themselves, which are then decoded in registers.

@@ -42,6 +42,8 @@
 #include "peft/packed_linear.hpp"
 #include "peft/nf4_tensor.hpp"
 #include "peft/nf4_linear.hpp"
+#include "peft/int8_tensor.hpp"
+#include "peft/int8_linear.hpp"
 #include "peft/quantization_error.hpp"
 #include "peft/gguf_tensor.hpp"
 #include "peft/gguf_linear.hpp"

@@ -3,13 +3,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <limits>
 
 #include "peft/core/buffer.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/core/rounded.hpp"
 #include "peft/error.hpp"
-#include "peft/nf4_tensor.hpp"
+#include "peft/kernels/kernel_table.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -38,20 +39,17 @@ struct QuantizationError {
   }
 };
 
-/// Of `weight` [rows, cols] and what was made of it. The same number of every number of threads. Throws ShapeError.
-template <FourBitCode kCode>
-QuantizationError quantization_error(MatrixView<const float> weight, const FourBitTensor<kCode>& tensor,
+/// Of `weight` [rows, cols] and the rows that decode(row, values) gives, in any number of threads at once.
+template <class Decode>
+  requires std::invocable<const Decode&, Index, float*>
+QuantizationError quantization_error(MatrixView<const float> weight, const Decode& decode,
                                      ExecutorRef executor = default_executor()) {
-  if (weight.rows != tensor.rows() || weight.cols != tensor.cols()) {
-    fail<ShapeError>("quantization_error: the weight is [{}, {}]; expected the tensor's [{}, {}]", weight.rows, weight.cols,
-                     tensor.rows(), tensor.cols());
-  }
   Buffer<double> sums = Buffer<double>::zeros(3 * weight.rows);
   Buffer<Index> flips = Buffer<Index>::zeros(weight.rows);
   parallel_for_ranges(executor, weight.rows, 16, [&](Index first, Index last) {
     Buffer<float> values(weight.cols);
     for (Index r = first; r < last; ++r) {
-      tensor.dequantize_range(r * weight.cols, weight.cols, values.data());
+      decode(r, values.data());
       double signal = 0, noise = 0, largest = 0;
       for (Index c = 0; c < weight.cols; ++c) {
         const double w = weight(r, c), difference = rounded(w - static_cast<double>(values[c]));
@@ -70,6 +68,21 @@ QuantizationError quantization_error(MatrixView<const float> weight, const FourB
     total += {weight.cols, sums[3 * r], sums[3 * r + 1], sums[3 * r + 2], flips[r]};
   }
   return total;
+}
+
+/// Of `weight` [rows, cols] and what was made of it, a tensor that decodes parts of its rows (PackedTensor). The same number of
+/// every number of threads. Throws ShapeError.
+template <class W>
+  requires requires(const W& w, Index i, float* out) { w.decode(kernels::table(), i, i, i, out); }
+QuantizationError quantization_error(MatrixView<const float> weight, const W& tensor,
+                                     ExecutorRef executor = default_executor()) {
+  if (weight.rows != tensor.rows() || weight.cols != tensor.cols()) {
+    fail<ShapeError>("quantization_error: the weight is [{}, {}]; expected the tensor's [{}, {}]", weight.rows, weight.cols,
+                     tensor.rows(), tensor.cols());
+  }
+  return quantization_error(weight, [&tensor](Index row, float* values) {
+    tensor.decode(kernels::table(), row, 0, tensor.cols(), values);
+  }, executor);
 }
 
 PEFT_END_NAMESPACE

@@ -1,6 +1,6 @@
 #pragma once
 /// A matrix that is read a row at a time, as embeddings are, whatever it is stored as: the activations' own type in memory, or
-/// another type, or a GGUF's blocks, whose rows are decoded when they are read.
+/// another type, or a GGUF's blocks or rows in int8, which are decoded when they are read.
 
 #include <concepts>
 #include <memory>
@@ -8,6 +8,7 @@
 
 #include "peft/core/buffer.hpp"
 #include "peft/gguf_tensor.hpp"
+#include "peft/int8_tensor.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -34,7 +35,13 @@ class RowTable {
   explicit RowTable(GgufTensor blocks)
     requires(!std::same_as<T, double>)
       : rows_(blocks.rows()), cols_(blocks.cols()), address_(blocks.bytes().data) {
-    source_ = std::make_shared<Blocks>(std::move(blocks));
+    source_ = std::make_shared<Packed<GgufTensor>>(std::move(blocks));
+  }
+
+  explicit RowTable(Int8Tensor tensor)
+    requires(!std::same_as<T, double>)
+      : rows_(tensor.rows()), cols_(tensor.cols()), address_(tensor.codes().data) {
+    source_ = std::make_shared<Packed<Int8Tensor>>(std::move(tensor));
   }
 
   Index rows() const noexcept { return rows_; }
@@ -67,10 +74,11 @@ class RowTable {
     MatrixView<const W> view;
     std::shared_ptr<const void> keep_alive;
   };
-  struct Blocks final : Source {
-    explicit Blocks(GgufTensor given) : tensor(std::move(given)) {}
+  template <class Tensor>
+  struct Packed final : Source {
+    explicit Packed(Tensor given) : tensor(std::move(given)) {}
     void read(Index i, float* out) const noexcept override { tensor.decode(kernels::table(), i, 0, tensor.cols(), out); }
-    GgufTensor tensor;
+    Tensor tensor;
   };
 
   MatrixView<const T> view_{};

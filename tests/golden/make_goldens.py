@@ -16,7 +16,7 @@ import venv
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # Scripts whose versions are not requirements.txt's but requirements-SUFFIX.txt's.
-ENVIRONMENTS = {"adamw8bit": "bnb", "adapter": "adapters", "bert_adapters": "adapters", "llama_adapters": "adapters", "nf4": "bnb"}
+ENVIRONMENTS = {"adamw8bit": "bnb", "adapter": "adapters", "bert_adapters": "adapters", "llama_adapters": "adapters", "nf4": "bnb", "requantize": "bnb"}
 # What is fetched for a script: by which function of cmake/setup.sh.
 NEEDS = {"llama": "peft_model", "tokenizer": "peft_model", "bert": "peft_encoder", "wordpiece": "peft_encoder"}
 

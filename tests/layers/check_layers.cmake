@@ -9,17 +9,17 @@ endif()
 set(room_base version config error)
 set(room_parameter parameter trained_matrix loss_sum)
 set(room_linear linear low_rank_product low_rank_merge low_rank_factors dropout_mask dense_linear any_linear weight_rows
-  kv_cache_like matrix_product four_bit_config four_bit_storage packed_linear nf4_tensor quantization_error nf4_linear gguf_tensor
+  kv_cache_like matrix_product four_bit_config four_bit_storage packed_linear nf4_tensor quantization_error nf4_linear int8_tensor int8_linear gguf_tensor
   gguf_linear row_table)
 set(room_update update_saved low_rank_update linear_update update_change mixed_layer update_pass one_update small_product)
-set(room_method_config any_config module_selector module_pattern lora_config target_modules method_targets ia3_config vera_config loha_config
+set(room_method_config any_config module_selector module_pattern loftq_config lora_config target_modules method_targets ia3_config vera_config loha_config
   lokr_config adalora_config ln_tuning_config full_config prompt_host prefix_config prompt_config prompt_encoder_config
   reduction_factor adapter_config adapter_layout adapter_fusion_config adapter_setup adapter_rows classification_head_config)
 set(room_method_part adapter_norm bottleneck)
 set(room_method lora dora ia3 vera loha lokr adalora trained_bias trained_linear trained_norm trained_embedding tied_embedding
   trainable_tokens lora_embedding prefix_cache prompt_embedding adapter adapter_fusion linear_cross_entropy)
 set(room_attach any_part named_adapter selection adapted_linear adapted_embedding adapted_norm adapter_sites
-  make_adapter adapter_registry merge lora_initialization input_observer lora_eva activated_lora adalora_allocator weighted_adapter
+  make_adapter adapter_registry merge lora_start lora_initialization input_observer lora_eva activated_lora adalora_allocator weighted_adapter
   adapter_set adapter_fusion_set adapter_site_parts adapter_composition)
 set(room_umbrella peft implementation)
 

@@ -39,7 +39,6 @@ inline constexpr UnsupportedField kUnsupportedFields[] = {
     {"ensure_weight_tying", "", "tied adapters are not supported"},
     {"kasa_config", "", "KaSA is not supported"},
     {"layer_replication", "", "replicated layers are not supported: the host would have to be built with them"},
-    {"loftq_config", "", "LoftQ changes the base weights, which are not in the adapter"},
     {"lora_ga_config", "", "LoRA-GA initialisation is not supported"},
     {"megatron_config", "", "Megatron's parallel layers are not supported"},
     {"megatron_core", "\"megatron.core\"", "Megatron's parallel layers are not supported"},
@@ -226,6 +225,16 @@ class ConfigReader {
     inner.refuse_the_rest();
   }
 
+  /// {} is the default, as PEFT writes it for other starts.
+  void read(std::string_view name, LoftqConfig& out) {
+    const Json* value = field(name);
+    if (value == nullptr) return;
+    ConfigReader inner(*value, name);
+    inner.read("loftq_bits", out.loftq_bits);
+    inner.read("loftq_iter", out.loftq_iter);
+    inner.refuse_the_rest();
+  }
+
   /// Throws for every field that was not read and is set.
   void refuse_the_rest() const {
     for (const auto& [name, value] : object_.items()) {
@@ -342,6 +351,7 @@ struct ConfigValue {
             {"use_label_mask", value.use_label_mask},
             {"whiten", value.whiten}};
   }
+  static Json of(const LoftqConfig& value) { return {{"loftq_bits", value.loftq_bits}, {"loftq_iter", value.loftq_iter}}; }
 };
 
 /// Throws ConfigError where a text is not UTF-8: nothing else can be written.

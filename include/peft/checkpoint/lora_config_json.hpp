@@ -72,6 +72,7 @@ inline LoraConfig lora_config_from_json(const Json& json, std::string_view where
   reader.read("trainable_token_indices", config.trainable_token_indices);
   reader.read("alora_invocation_tokens", config.alora_invocation_tokens);
   reader.read("eva_config", config.eva_config);
+  reader.read("loftq_config", config.loftq_config);
   reader.refuse_the_rest();
   try {
     config.validate();
@@ -104,6 +105,9 @@ inline Json lora_config_to_json(const LoraConfig& config) {
   json["init_lora_weights"] = Value::of(config.init_lora_weights);
   json["layers_pattern"] = Value::of(config.layers_pattern);
   json["layers_to_transform"] = Value::of(config.layers_to_transform);
+  if (config.init_lora_weights == std::variant<bool, std::string>("loftq") || config.loftq_config != LoftqConfig()) {
+    json["loftq_config"] = Value::of(config.loftq_config);
+  }
   json["lora_alpha"] = Value::of(config.lora_alpha);
   if (config.lora_bias) json["lora_bias"] = true;
   json["lora_dropout"] = Value::of(config.lora_dropout);

@@ -1,12 +1,14 @@
 #pragma once
-/// A LoRA that started from PiSSA or OLoRA, with that start: what is saved of it is the plain LoRA of twice the rank that does
+/// A LoRA that started from PiSSA, OLoRA or LoftQ, with that start: what is saved of it is the plain LoRA of twice the rank that does
 /// on the unchanged base what the trained one does on the base that the start changed,
 ///   W − s·B₀·A₀ + s·B·A = W + s·[B | −B₀]·[A ; A₀]
 /// as Python PEFT's save_pretrained(path_initial_model_for_weight_conversion=…). In float a base and its remainder differ
-/// by the remainder's rounding, half a unit of W's type per weight.
+/// by the remainder's rounding, half a unit of W's type per weight; over a quantised base by what quantising lost of it. Only
+/// on that base itself, kept beside it, is the adapter as it is (save_as_is) what was trained.
 /// Meng et al., "PiSSA", 2024 (arXiv 2404.02948), appendix on the conversion.
 
 #include <cmath>
+#include <filesystem>
 #include <list>
 #include <memory>
 #include <numbers>
@@ -17,6 +19,8 @@
 #include <vector>
 
 #include "peft/checkpoint/adapter_parameters.hpp"
+#include "peft/checkpoint/peft_directory.hpp"
+#include "peft/io/atomic_directory.hpp"
 #include "peft/lora_config.hpp"
 #include "peft/named_adapter.hpp"
 #include "peft/pipeline/adapter_weights.hpp"
@@ -50,11 +54,24 @@ class MutatedLora {
     LoraConfig config = adapter_->config();
     const double factor = config.use_rslora ? std::numbers::sqrt2 : 2.0;
     config.init_lora_weights = true;
+    config.loftq_config = {};
     config.r *= 2;
     config.lora_alpha *= factor;
     for (auto& [key, rank] : config.rank_pattern) rank *= 2;
     for (auto& [key, alpha] : config.alpha_pattern) alpha *= factor;
     return config;
+  }
+
+  /// Writes the adapter as it is into a folder, for the base that the start changed; there it is a LoRA like any other. Throws
+  /// as save_pretrained.
+  void save_as_is(const std::filesystem::path& folder) const {
+    LoraConfig config = adapter_->config();
+    config.init_lora_weights = true;
+    config.loftq_config = {};
+    const SavedWeights<T> weights(*adapter_);
+    AtomicDirectory set(folder);
+    write_peft_adapter(set, AnyConfig(std::move(config)), weights.tensors());
+    set.commit();
   }
 
   /// The plain LoRA's tensors, named by parameter.

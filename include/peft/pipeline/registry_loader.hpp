@@ -26,12 +26,13 @@ std::shared_ptr<NamedAdapter<T>> make_adapter(std::string name, const AnyPeftAda
                                               const std::type_identity_t<AdapterSites<T>>& sites,
                                               const AdapterMatching& matching = {}) {
   if (const LoraConfig* lora = file.config.get_if<LoraConfig>(); lora != nullptr && !matching.base_is_residual) {
-    const auto* start = std::get_if<std::string>(&lora->init_lora_weights);
-    if (start != nullptr && (start->starts_with("pissa") || *start == "olora")) {
-      fail<ConfigError>("adapter {}: it started from \"{}\", which took the first singular or QR part out of the base: on an "
-                        "untouched base it means nothing. Run initialize_lora on the base first and set base_is_residual, or "
-                        "save it in Python with path_initial_model_for_weight_conversion",
-                        file.path.string(), *start);
+    if (lora->changes_base()) {
+      const auto& start = std::get<std::string>(lora->init_lora_weights);
+      fail<ConfigError>("adapter {}: it started from \"{}\", which {}: on an untouched base it means nothing. Run "
+                        "initialize_lora on the base first and set base_is_residual, or save it in Python with "
+                        "path_initial_model_for_weight_conversion",
+                        file.path.string(), start,
+                        start == "loftq" ? "quantised the base to go with it" : "took the first singular or QR part out of the base");
     }
   }
   // An entry of target_modules that means nothing here is no error by itself: the file's keys decide.

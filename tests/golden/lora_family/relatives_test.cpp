@@ -451,7 +451,7 @@ TEST_CASE("Every field of every configuration of PEFT is supported or refused by
       "task_type", "base_model_name_or_path", "revision", "inference_mode", "r", "target_modules", "exclude_modules",
       "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save", "init_lora_weights",
       "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "lora_bias", "use_dora",
-      "trainable_token_indices", "alora_invocation_tokens", "eva_config"};
+      "trainable_token_indices", "alora_invocation_tokens", "eva_config", "loftq_config"};
   walk(golden["LoraConfig"], "LORA",
        [&](const std::string& field) { return std::find(lora.begin(), lora.end(), field) != lora.end(); });
   REQUIRE(configurations == golden.size());

@@ -112,6 +112,7 @@ TEST_CASE("lora config: every field of PEFT is supported or refused by name") {
       {"use_dora", R"({"use_dora": true})"},
       {"trainable_token_indices", R"({"trainable_token_indices": [1, 2]})"},
       {"alora_invocation_tokens", R"({"alora_invocation_tokens": [3, 4]})"},
+      {"loftq_config", R"({"loftq_config": {"loftq_bits": 8, "loftq_iter": 2}})"},
       {"eva_config", R"({"eva_config": {"adjust_scaling_factors": true, "label_mask_value": -100, "rho": 3, "tau": 0.5,
                          "use_label_mask": false, "whiten": true}})"},
   };
@@ -200,6 +201,9 @@ TEST_CASE("lora config: fields that PEFT does not know, and values of a wrong ki
   refused("eva_config", "3", "expected an object");
   refused("eva_config", R"({"rho": 0})", "rho");
   refused("eva_config", R"({"tomorrow": 1})", "eva_config");
+  refused("loftq_config", R"({"loftq_bits": 2})", "expected 4 or 8");
+  refused("loftq_config", R"({"loftq_iter": 0})", "at least 1");
+  refused("loftq_config", R"({"tomorrow": 1})", "loftq_config");
   refused("peft_type", "\"LOHA\"", "\"LORA\"");
   CHECK(refusal(parse("[]")).find("a list; expected an object") != std::string::npos);
   CHECK(refusal(parse(R"({"r": 4})")).find("peft_type is missing") != std::string::npos);

@@ -114,3 +114,78 @@ TEST_CASE("quantize: on such a folder adapters are trained and merged; what does
   with("bnb_4bit_quant_type", "int4", "bnb_4bit_quant_type is \"int4\"");
   with("bnb_4bit_quant_storage", "bfloat16", "bnb_4bit_quant_storage is \"bfloat16\"");
 }
+
+TEST_CASE("merge: into four bits the sum is quantised; a base in four bits keeps its form and the bytes of what stays") {
+  const ScratchFolder place;
+  const fs::path base = model_folder(place, "qwen2");
+  const std::string data = place / "data.jsonl", small = place / "small";
+  write_file(data, R"({"instruction": "the code", "output": "E-1"})" "\n" R"({"instruction": "more", "output": "E-22"})" "\n");
+  const auto succeed = [&](std::vector<std::string> arguments) {
+    const Outcome outcome = run(place, std::move(arguments));
+    INFO(outcome.err);
+    REQUIRE(outcome.status == 0);
+    return outcome;
+  };
+  REQUIRE(run(place, {"quantize", "--model", base, "--out", small, "--block", "32", "--double-quant"}).status == 0);
+  for (const bool packed : {false, true}) {
+    const std::string model = packed ? small : base.string(), name = packed ? "packed" : "plain";
+    succeed({"train", "--model", model, "--data", data, "--out", place / name, "--template", "plain", "--epochs", "4", "--lr", "0.05",
+             "--dtype", packed ? "native" : "f32", "--json"});
+    const std::string adapter = place / name, four = place / (name + "-nf4"), wide = place / (name + "-f32");
+    std::vector<std::string> to_four{"merge", "--model", model, "--adapter", adapter, "--out", four, "--dtype", "nf4", "--others", "f32", "--report"};
+    if (!packed) to_four.insert(to_four.end(), {"--block", "32"});
+    const Outcome merged = succeed(to_four);
+    const Outcome as_floats = succeed({"merge", "--model", model, "--adapter", adapter, "--out", wide});
+    CHECK((as_floats.err.find("its weights are in nf4") != std::string::npos) == packed);
+    CHECK(merged.err.find(packed ? "decoded, their updates added, and quantised again in their own form" : "then quantised to nf4") != std::string::npos);
+    const ModelSource source = open_model(four), before = open_model(model);
+    const auto layers = static_cast<std::size_t>(source.config.num_hidden_layers);
+    CHECK(source.four_bit.size() == 7 * layers);
+    // A line for each weight that was quantised, below the head of the table: two of a layer have an update.
+    CHECK(static_cast<std::size_t>(std::count(merged.out.begin(), merged.out.end(), '\n')) == (packed ? 2 * layers : 7 * layers) + 1);
+    CHECK(merged.err.find("changed their sign") != std::string::npos);
+    if (packed) {
+      const auto codes = [](const ModelSource& of, const std::string& weight) {
+        const auto& storage = std::get<peft::Nf4Tensor>(of.four_bit.find(weight)->second).storage();
+        return std::vector<std::uint8_t>(storage.codes.begin(), storage.codes.end());
+      };
+      const std::string layer = "model.layers.0.";
+      CHECK(codes(source, layer + "mlp.up_proj.weight") == codes(before, layer + "mlp.up_proj.weight"));
+      CHECK(codes(source, layer + "self_attn.q_proj.weight") != codes(before, layer + "self_attn.q_proj.weight"));
+      const auto& form = std::get<peft::Nf4Tensor>(source.four_bit.find(layer + "self_attn.q_proj.weight")->second);
+      CHECK(form.block_size() == 32);
+      CHECK(form.is_double_quantized());
+    } else {
+      // The same as quantising what was merged in floats.
+      const std::string again = place / "again";
+      succeed({"quantize", "--model", wide, "--out", again, "--block", "32", "--dtype", "f32"});
+      CHECK(same(answer(four, {WeightStorage::Kind::kFile}), answer(again, {WeightStorage::Kind::kFile})));
+    }
+    CHECK(distance(answer(four, {}), answer(wide, {})) > 1e-4);
+  }
+  const auto refused = [&](std::vector<std::string> more, const std::string& message) {
+    std::vector<std::string> arguments{"merge", "--model", small, "--adapter", place / "packed", "--out", place / "other"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome outcome = run(place, arguments);
+    INFO(message << " in " << outcome.err);
+    CHECK(outcome.status != 0);
+    CHECK(outcome.err.find(message) != std::string::npos);
+  };
+  refused({"--dtype", "fp4"}, "the base is in nf4 already");
+  refused({"--dtype", "nf4", "--block", "64"}, "the base is in nf4 already");
+  refused({"--report"}, "is no option of --dtype f32");
+}
+
+TEST_CASE("--dtype int8: the layers' linears in rows of eight bits are nearer to the model than four bits") {
+  const ScratchFolder place;
+  for (const std::string name : {"llama2", "qwen2"}) {
+    const fs::path gguf = model_gguf(place, name);
+    const peft::Matrix<float> plain = answer(gguf, {}), eight = answer(gguf, {WeightStorage::Kind::kInt8});
+    CHECK(distance(eight, plain) > 0);
+    CHECK(distance(eight, plain) < 0.3 * distance(answer(gguf, {WeightStorage::Kind::kNf4}), plain));
+  }
+  const fs::path base = model_folder(place, "qwen2");
+  const Outcome outcome = run(place, {"generate", "--model", base, "--prompt", "the code", "--dtype", "int8", "--max-tokens", "4"});
+  INFO(outcome.err);
+  CHECK(outcome.status == 0);
+}

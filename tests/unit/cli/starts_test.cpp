@@ -78,6 +78,44 @@ TEST_CASE("starts from the base's weights: what is saved does on the unchanged b
   }
 }
 
+TEST_CASE("starts over weights in four bits: the changed base is kept, and on it the adapter is what was trained") {
+  const Starts place;
+  const double base = place.loss(place.model, "");
+  const std::vector<std::pair<std::string, Arguments>> cases{
+      {"loftq", {"--loftq-iter", "5", "--block", "32", "--report-start"}},
+      {"pissa", {"--target-modules", "all-linear", "--no-double-quant"}},
+      {"pissa_niter_4", {"--dtype", "fp4"}},
+  };
+  for (const auto& [start, more] : cases) {
+    INFO(start);
+    Arguments options{"--init-lora-weights", start};
+    if (start != "pissa_niter_4") options.insert(options.end(), {"--dtype", "nf4"});
+    options.insert(options.end(), more.begin(), more.end());
+    const Outcome outcome = run(place.folder, place.with(start, options));
+    INFO(outcome.err);
+    REQUIRE(outcome.status == 0);
+    CHECK(outcome.err.find("the base and its update leave") != std::string::npos);
+    CHECK((outcome.err.find("sign flips") != std::string::npos) == (start == "loftq"));
+    const nlohmann::json json = outcome.json();
+    const double after = json["val_loss_after"].get<double>();
+    CHECK(after < base - 0.02);
+    // Decoded in memory, the changed base has the same values; sums go in another order.
+    CHECK(place.loss(json["changed_base"].get<std::string>(), start + "/base/adapter") == Approx(after).epsilon(1e-5));
+    CHECK(place.config(start + "/base/adapter").r == 4);
+    // For the base as it was: the plain LoRA of twice the rank, but for what four bits left of the weight.
+    CHECK(place.config(start).r == 8);
+    CHECK(place.loss(place.model, start) == Approx(after).margin(0.2));
+  }
+  const auto refused = [&](const Arguments& options, const std::string& message) {
+    const Outcome outcome = run(place.folder, place.with("refused", options));
+    INFO(outcome.err);
+    CHECK(outcome.status == 1);
+    CHECK(outcome.err.find(message) != std::string::npos);
+  };
+  refused({"--init-lora-weights", "loftq"}, "is for a base whose weights are quantised");
+  refused({"--init-lora-weights", "pissa", "--dtype", "int8"}, "one in int8 has no file");
+}
+
 TEST_CASE("EVA: ranks are shared out by the records, saved, and the budget stays") {
   const Starts place;
   const nlohmann::json json = place.trained("eva", {"--init-lora-weights", "eva", "--eva-rho", "2", "--target-modules", "q_proj,v_proj,down_proj"});
@@ -110,6 +148,7 @@ TEST_CASE("a run that started from weights or records is resumed bit for bit, an
   const std::vector<std::pair<std::string, Arguments>> cases{
       {"pissa", {"--init-lora-weights", "pissa", "--lora-dropout", "0.2", "--load-best-model-at-end"}},
       {"eva", {"--init-lora-weights", "eva", "--lora-dropout", "0.2"}},
+      {"loftq", {"--init-lora-weights", "loftq", "--loftq-iter", "2", "--dtype", "nf4"}},
   };
   for (const auto& [name, options] : cases) {
     INFO(name);

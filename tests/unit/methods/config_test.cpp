@@ -58,7 +58,7 @@ TEST_CASE("A field that is out of range, contradicts another or is not supported
   refused({.target_modules = some, .init_lora_weights = "corda"}, "init_lora_weights = \"corda\"");
   refused({.target_modules = some, .init_lora_weights = "pissa_niter_"}, "init_lora_weights = \"pissa_niter_\"");
   refused({.target_modules = some, .init_lora_weights = "pissa_niter_x"}, "init_lora_weights = \"pissa_niter_x\"");
-  for (const char* start : {"pissa", "pissa_niter_16", "olora", "orthogonal", "eva"}) {
+  for (const char* start : {"pissa", "pissa_niter_16", "olora", "orthogonal", "loftq", "eva"}) {
     REQUIRE(message({.target_modules = some, .init_lora_weights = start}).empty());
   }
   const auto with = [&](auto&& change) {

@@ -1,4 +1,5 @@
-// Nf4Linear against products in double over the dequantised weight, for all shapes modulo tiles and blocks.
+// Nf4Linear and Int8Linear against products in double over the dequantised weight, for all shapes modulo tiles and blocks; an
+// update merged into a packed weight, and out again.
 //
 // Tolerance: a sum of n products rounded in any order differs from the exact one by at most n·2^-24·Σ|terms|, and from
 // its rounding to T by half a unit of T.
@@ -6,11 +7,15 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <string>
 #include <vector>
 
 #include "peft/any_linear.hpp"
 #include "peft/core/rng.hpp"
 #include "peft/core/thread_pool.hpp"
+#include "peft/int8_linear.hpp"
+#include "peft/row_table.hpp"
 #include "support/catch.hpp"
 
 using namespace peft;
@@ -18,7 +23,9 @@ using namespace peft;
 static_assert(LinearLike<Nf4Linear> && ExecutorForward<Nf4Linear> && PanelSource<Nf4Linear> && BackwardLinear<Nf4Linear> &&
               ExecutorBackward<Nf4Linear> && FusedLowRank<Nf4Linear> && TrainableBase<Nf4Linear>);
 static_assert(LinearLike<Fp4Linear, bf16> && BackwardLinear<Fp4Linear, f16> && !LinearLike<Nf4Linear, double>);
-static_assert(!MergeableLinear<Nf4Linear> && !WeightGrad<Nf4Linear>);
+static_assert(MergeableLinear<Nf4Linear> && RewritableLinear<Fp4Linear, bf16> && !WeightGrad<Nf4Linear>);
+static_assert(PanelSource<Int8Linear> && FusedLowRank<Int8Linear, f16> && RewritableLinear<Int8Linear> &&
+              !LinearLike<Int8Linear, double>);
 
 namespace {
 
@@ -38,18 +45,27 @@ struct Case {
   Index rank;
 };
 
-template <FourBitCode kCode, class T>
+template <class Tensor>
+Tensor quantized(MatrixView<const float> weight, Index block, bool nested) {
+  if constexpr (std::same_as<Tensor, Int8Tensor>) {
+    return Int8Tensor::quantize(weight);
+  } else {
+    return Tensor::quantize(weight, {.block_size = block, .double_quant = nested});
+  }
+}
+
+template <class Tensor, class T>
 void check(const Case& c, std::uint64_t seed) {
-  CAPTURE(c.rows, c.in, c.out, c.block, c.nested, c.bias, c.rank, seed, name_of(kCode), name_of(dtype_of<T>()));
+  CAPTURE(c.rows, c.in, c.out, c.block, c.nested, c.bias, c.rank, seed, Tensor::kLayer, name_of(dtype_of<T>()));
   Philox rng(seed);
   const Matrix<float> w = random_matrix<float>(rng, c.out, c.in);
-  const auto tensor = FourBitTensor<kCode>::quantize(w.view(), {.block_size = c.block, .double_quant = c.nested});
+  const Tensor tensor = quantized<Tensor>(w.view(), c.block, c.nested);
   Matrix<float> stored(c.out, c.in);
   tensor.dequantize(stored.view());
   Buffer<float> bias(c.bias ? c.out : 0);
   for (float& b : bias) b = rng.normal();
   const Buffer<float> bias_copy = bias.clone();
-  const FourBitLinear<kCode> layer(tensor, std::move(bias));
+  const PackedLinear<Tensor> layer(tensor, std::move(bias));
   const Matrix<T> x = random_matrix<T>(rng, c.rows, c.in), dy = random_matrix<T>(rng, c.rows, c.out);
   const Matrix<float> s = random_matrix<float>(rng, c.rows, c.rank), b = random_matrix<float>(rng, c.out, c.rank);
   const LowRankTerm term{0, c.rows, s.view(), b.view(), 0.5f};
@@ -106,7 +122,7 @@ TEST_CASE("Nf4Linear multiplies over every shape of tiles, rows and blocks") {
         // The other choices in turn.
         ++seed;
         const Index block = Index{32} << (seed % 3);
-        check<FourBitCode::kNf4, float>({rows, in, out, block, seed % 2 != 0, seed % 5 < 2, static_cast<Index>(seed % 4)}, seed);
+        check<Nf4Tensor, float>({rows, in, out, block, seed % 2 != 0, seed % 5 < 2, static_cast<Index>(seed % 4)}, seed);
       }
     }
   }
@@ -119,7 +135,7 @@ TEST_CASE("Nf4Linear multiplies a few rows out of its codes, over every part of 
       for (const Index out : {1, 3, 4, 7, 67}) {
         ++seed;
         const Index rows = 1 + static_cast<Index>(seed % 9);
-        check<FourBitCode::kNf4, float>({rows, block * blocks, out, block, seed % 2 == 0, seed % 3 == 0, static_cast<Index>(seed % 4)}, seed);
+        check<Nf4Tensor, float>({rows, block * blocks, out, block, seed % 2 == 0, seed % 3 == 0, static_cast<Index>(seed % 4)}, seed);
       }
     }
   }
@@ -129,11 +145,175 @@ TEST_CASE("Nf4Linear multiplies in every activation type, and Fp4Linear over FP4
   const Case cases[] = {{1, 128, 40, 64, false, true, 2}, {20, 96, 33, 64, true, false, 0}, {17, 77, 50, 32, true, true, 3}};
   std::uint64_t seed = 1000;
   for (const Case& c : cases) {
-    check<FourBitCode::kNf4, bf16>(c, ++seed);
-    check<FourBitCode::kNf4, f16>(c, ++seed);
-    check<FourBitCode::kFp4, float>(c, ++seed);
-    check<FourBitCode::kFp4, bf16>(c, ++seed);
+    check<Nf4Tensor, bf16>(c, ++seed);
+    check<Nf4Tensor, f16>(c, ++seed);
+    check<Fp4Tensor, float>(c, ++seed);
+    check<Fp4Tensor, bf16>(c, ++seed);
   }
+}
+
+TEST_CASE("Int8Linear multiplies over every shape of tiles and rows, in every activation type") {
+  std::uint64_t seed = 2000;
+  for (const Index in : {1, 7, 33, 64, 300}) {
+    for (const Index out : {1, 5, 33, 70}) {
+      for (const Index rows : {1, 4, 15, 29}) {
+        ++seed;
+        check<Int8Tensor, float>({rows, in, out, 0, false, seed % 5 < 2, static_cast<Index>(seed % 4)}, seed);
+      }
+    }
+  }
+  check<Int8Tensor, bf16>({17, 77, 50, 0, false, true, 3}, ++seed);
+  check<Int8Tensor, f16>({3, 128, 33, 0, false, false, 2}, ++seed);
+}
+
+namespace {
+
+template <class Tensor>
+Matrix<float> values_of(const Tensor& tensor) {
+  Matrix<float> values(tensor.rows(), tensor.cols());
+  tensor.template dequantize<float>(values.view());
+  return values;
+}
+bool same(const Matrix<float>& a, const Matrix<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(float)) == 0;
+}
+
+/// Merging: W' is what quantising W + 0.5·B·A in the same form gives, its error is told, and W comes back. [out, in], rank 3.
+template <class Tensor>
+void check_merge(Index out, Index in, bool nested, std::uint64_t seed) {
+  CAPTURE(Tensor::kLayer, out, in, nested);
+  Philox rng(seed);
+  const Matrix<float> w = random_matrix<float>(rng, out, in), a = random_matrix<float>(rng, 3, in), b = random_matrix<float>(rng, out, 3);
+  const Tensor tensor = quantized<Tensor>(w.view(), 32, nested);
+  const Matrix<float> before = values_of(tensor);
+  Buffer<float> bias(out);
+  for (float& x : bias) x = rng.normal();
+  const Buffer<float> old_bias = bias.clone();
+  PackedLinear<Tensor> layer(tensor, std::move(bias));
+  const MergeTerm term{a.view(), b.view(), 0.5f};
+  // The copy in float that merging on a higher precision gives, and the same quantised.
+  const Matrix<float> sum = merged_weight(layer, {&term, 1}, default_executor());
+  const Tensor expected = quantized<Tensor>(sum.view(), 32, nested);
+  for (Index i = 0; i < out; ++i) {
+    for (Index k = 0; k < in; ++k) {
+      double exact = static_cast<double>(before(i, k)), size = std::abs(exact);
+      for (Index q = 0; q < 3; ++q) {
+        const double product = 0.5 * static_cast<double>(b(i, q)) * static_cast<double>(a(q, k));
+        exact += product, size += std::abs(product);
+      }
+      REQUIRE(std::abs(static_cast<double>(sum(i, k)) - exact) <= 5 * 0x1p-24 * size);
+    }
+  }
+  const Matrix<float> x = random_matrix<float>(rng, 2, in);
+  Matrix<float> y(2, out), y_expected(2, out), y_before(2, out);
+  layer.template forward<float>(x.view(), y_before.view());
+  auto undo = layer.merge({&term, 1});
+  CHECK(same(values_of(layer.weight()), values_of(expected)));
+  const QuantizationError error = quantization_error(sum.view(), expected);
+  CHECK(undo.error.noise == error.noise);
+  CHECK(undo.error.elements == out * in);
+  CHECK(undo.error.relative_rms() < (std::same_as<Tensor, Int8Tensor> ? 0.02 : 0.2));
+  // Products are those of the merged weight.
+  layer.template forward<float>(x.view(), y.view());
+  PackedLinear<Tensor>(expected, old_bias.clone()).template forward<float>(x.view(), y_expected.view());
+  CHECK(same(y, y_expected));
+  layer.restore(std::move(undo));
+  CHECK(same(values_of(layer.weight()), before));
+  layer.template forward<float>(x.view(), y.view());
+  CHECK(same(y, y_before));
+
+  // Behind AnyLinear: gains, a bias, a whole weight; the error is told there, too.
+  AnyLinear<float> any = AnyLinear<float>::borrow(layer);
+  REQUIRE(any.can_merge());
+  REQUIRE(any.requantizes());
+  Buffer<float> gains(out), new_bias(out);
+  for (float& gain : gains) gain = 2.0f;
+  for (float& one : new_bias) one = 3.0f;
+  LayerChange change;
+  change.weight = w.view();
+  change.row_gain = std::as_const(gains).view();
+  change.bias = std::as_const(new_bias).view();
+  AnyMergeUndo all = any.rewrite(change);
+  REQUIRE(all.error());
+  CHECK(all.error()->relative_rms() < (std::same_as<Tensor, Int8Tensor> ? 0.02 : 0.2));
+  CHECK(layer.bias()[out - 1] == 3.0f);
+  const Matrix<float> doubled = values_of(layer.weight());
+  if (!nested) {  // twice the maxima, the same codes; quantised twice, the offset moves too
+    for (Index i = 0; i < before.size(); ++i) REQUIRE(doubled.data()[i] == 2.0f * before.data()[i]);
+  }
+  any.restore(std::move(all));
+  CHECK(same(values_of(layer.weight()), before));
+  CHECK(layer.bias()[out - 1] == old_bias[out - 1]);
+
+  // What is not finite is refused by its place, and nothing changed.
+  Matrix<float> broken = b.clone();
+  broken(out - 1, 1) = std::numeric_limits<float>::infinity();
+  const MergeTerm bad{a.view(), std::as_const(broken).view(), 0.5f};
+  REQUIRE_THROWS_AS(layer.merge({&bad, 1}), NumericError);
+  try {
+    (void)any.merge({&bad, 1});
+  } catch (const NumericError& failure) {
+    CHECK(std::string(failure.what()).find(fmt::format("element [{}, 0] of the merged weight", out - 1)) != std::string::npos);
+  }
+  CHECK(same(values_of(layer.weight()), before));
+}
+
+}  // namespace
+
+TEST_CASE("A packed weight takes an update: decoded, added, quantised again, with its error; and comes back bit for bit") {
+  for (const bool nested : {false, true}) {
+    check_merge<Nf4Tensor>(33, 77, nested, 71);
+    check_merge<Nf4Tensor>(40, 64, nested, 72);
+    check_merge<Fp4Tensor>(9, 50, nested, 73);
+  }
+  check_merge<Int8Tensor>(33, 77, false, 74);
+  // The type that files name stays.
+  const Matrix<bf16> half = [] {
+    Philox rng(8);
+    return random_matrix<bf16>(rng, 4, 64);
+  }();
+  const Nf4Tensor tensor = Nf4Tensor::quantize(half.view());
+  CHECK(tensor.requantized(values_of(tensor).view()).storage().dtype == DType::kBF16);
+}
+
+TEST_CASE("Int8Tensor: rows of zeros and of tiny numbers, halves to even, numbers that are not finite, sizes that do not fit") {
+  Matrix<float> w = Matrix<float>::zeros(4, 5);
+  const float row[5] = {127.0f, 2.5f, 3.5f, -2.5f, -126.5f};  // of a maximum of 127: halves
+  std::copy_n(row, 5, w.row(1));
+  w(2, 3) = -1e-38f;
+  w(3, 0) = 3e38f, w(3, 4) = -3e38f;
+  const Int8Tensor tensor = Int8Tensor::quantize(w.view());
+  const int expected[4][5] = {{0, 0, 0, 0, 0}, {127, 2, 4, -2, -126}, {0, 0, 0, -3, 0}, {127, 0, 0, 0, -127}};
+  for (Index i = 0; i < 4; ++i) {
+    for (Index j = 0; j < 5; ++j) {
+      CAPTURE(i, j);
+      CHECK(int{tensor.codes()[5 * i + j]} == expected[i][j]);
+    }
+  }
+  CHECK(tensor.absmax()[0] == 0.0f);
+  CHECK(tensor.byte_size() == 20 + 16);
+  w(2, 1) = std::numeric_limits<float>::quiet_NaN();
+  REQUIRE_THROWS_WITH(Int8Tensor::quantize(w.view()), Catch::Contains("row 2, column 1 of [4, 5] is nan"));
+  const std::int8_t codes[6]{};
+  const float maxima[3]{1, 1, -1};
+  REQUIRE_THROWS_AS(Int8Tensor(3, 2, {codes, 5}, {maxima, 3}, nullptr), ShapeError);
+  REQUIRE_THROWS_AS(Int8Tensor(2, 3, {codes, 6}, {maxima, 3}, nullptr), ShapeError);
+  REQUIRE_THROWS_AS(Int8Tensor(3, 2, {codes, 6}, {maxima, 3}, nullptr), NumericError);
+  REQUIRE_THROWS_AS(Int8Linear(tensor, Buffer<float>(3)), ShapeError);
+  Matrix<float> small(3, 5);
+  REQUIRE_THROWS_AS(tensor.dequantize(small.view()), ShapeError);
+  // Rows are read one at a time, as an embedding's.
+  const RowTable<float> table(tensor);
+  float read[5];
+  table.read_row(1, read);
+  CHECK(table.rows() == 4);
+  CHECK_FALSE(table.is_in_memory());
+  CHECK(read[0] == Approx(127.0f));
+  CHECK(read[2] == Approx(4.0f));
+  // The error of normal weights in rows of 256.
+  Philox rng(3);
+  const Matrix<float> normal = random_matrix<float>(rng, 64, 256);
+  CHECK(quantization_error(normal.view(), Int8Tensor::quantize(normal.view())).relative_rms() == Approx(0.0064).margin(0.001));
 }
 
 TEST_CASE("A layer in four bits is a layer like any other, and refuses what does not fit") {
