@@ -18,6 +18,7 @@ struct TrainOptions {
   std::string data, val, test, out, prompt_template = "chatml", saved_activations = "f32";
   Index max_length = 256, max_records = -1, max_val_records = -1;
   std::string scheduler = "linear", optimizer = "adamw_torch", optimizer_memory = "256M";
+  std::string synthetic, weights_memory;  ///< empty: a model that is there; not paged
   peft::TrainerConfig trainer;
   std::optional<double> dropout{};
   bool resume = false, json = false, has_learning_rate = false;
