@@ -201,7 +201,7 @@ class Llama {
     }
     const peft::Selection<T> selection = selection_of(ids, counts, caches);
     Matrix<T>& x = model_->rows(tokens);
-    model_->paged_weights().enter(0, tokens);
+    model_->paged_weights().enter(0);
     model_->embedding().forward(ids, x, selection, executor_);
     model_->read(counts, caches, selection);
     last_.resize_discard(static_cast<Index>(counts.size()), x.cols());

@@ -79,7 +79,7 @@ class LlamaModel {
     attention_.start(batch);
     adapters_.start(batch.offsets, virtual_tokens().rows());
     virtual_tokens().encode(context, executor_);
-    paged_.enter(0, own);
+    paged_.enter(0);
     embedding_.forward({batch.ids.data(), own}, stored_.input(0).view().row_range(0, own), context.selection, executor_);
     if (const auto& prompt = virtual_tokens().prompt()) {
       prompt->write(stored_.input(0).view().row_range(own, virtual_tokens().rows()));

@@ -71,7 +71,7 @@ template <Scalar T>
 void page_weights(Llama<T>& model, Index budget) {
   const peft::RowTable<T>& table = model.embedding();
   std::vector<peft::PagedWeights::Stage> stages;
-  stages.push_back({{}, table.rows() > 0 ? static_cast<std::size_t>(table.byte_size() / table.rows()) : 0});
+  stages.push_back({{}, true});
   detail::add_bytes(stages.back().parts, static_cast<const std::byte*>(table.address()), table.byte_size());
   for (Index i = 0; i < model.config().num_hidden_layers; ++i) {
     stages.emplace_back();

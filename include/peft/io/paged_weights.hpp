@@ -25,14 +25,14 @@ PEFT_BEGIN_NAMESPACE
 /// refers to the mapped files, which outlive it. One thread at a time calls; weights may be read by several meanwhile.
 class PagedWeights {
  public:
-  /// Around what is touched, the system maps pages that happen to be in its file cache, up to the next such boundary.
-  static constexpr std::size_t kNeighbourhood = std::size_t{64} << 10;
+  /// Parts that are no farther apart are one range.
+  static constexpr std::size_t kGap = std::size_t{64} << 10;
 
   /// What is used together.
   struct Stage {
     std::vector<std::span<const std::byte>> parts;
-    /// Of a table of which single rows are read (an embedding), bytes of a row: they come as they are touched. 0: all is read.
-    std::size_t row_bytes = 0;
+    /// Whether it is a table of which single rows are read (an embedding): they come as they are touched, and not ahead.
+    bool by_rows = false;
   };
 
   /// Pages nothing.
@@ -43,7 +43,7 @@ class PagedWeights {
     std::size_t total = 0, largest = 0;
     for (const Stage& stage : stages) {
       Pages& pages = stages_.emplace_back();
-      pages.row_bytes = stage.row_bytes;
+      pages.by_rows = stage.by_rows;
       for (const std::span<const std::byte> part : stage.parts) add(part, pages);
       join(pages);
       total += pages.size;
@@ -54,27 +54,25 @@ class PagedWeights {
                         "read), and the budget is {}; the least that works is {}",
                         total + fixed_, fixed_, budget, largest + fixed_);
     }
-    for (Pages& pages : stages_) release(pages);
+    for (Pages& pages : stages_) {
+      part_from_others(pages);
+      release(pages);
+    }
   }
 
   bool empty() const noexcept { return stages_.empty(); }
   /// Bytes that may be in memory now, at most.
   std::size_t resident() const noexcept { return used_ + fixed_; }
 
-  /// Stage `stage` is used next; `rows`: of a table, how many rows at most. Makes room, and begins to read what follows.
-  void enter(std::size_t stage, Index rows = 0) noexcept {
-    if (stage >= stages_.size()) return;
-    if (stages_[stage].row_bytes > 0) {
-      release(stages_[stage]);  // other rows than these
-    } else if (stage == current_) {
-      return;
-    }
-    if (stage != current_) up_ = current_ == kNone || stage > current_;
+  /// Stage `stage` is used next. Makes room, and begins to read it and what follows.
+  void enter(std::size_t stage) noexcept {
+    if (stage >= stages_.size() || stage == current_) return;
+    up_ = current_ == kNone || stage > current_;
     current_ = stage;
-    take(stage, wanted(stages_[stage], rows), stage);
+    take(stage);
     const std::size_t next = following();
-    if (next == kNone || stages_[next].row_bytes > 0) return;
-    if (fixed_ + stages_[stage].used + stages_[next].size <= budget_) take(next, stages_[next].size, stage);
+    if (next == kNone || stages_[next].by_rows) return;
+    if (fixed_ + stages_[stage].size + stages_[next].size <= budget_) take(next);
   }
 
  private:
@@ -86,8 +84,8 @@ class PagedWeights {
   struct Pages {
     std::vector<Range> ranges;
     std::size_t size = 0;  // of the ranges: what the stage takes in memory at most
-    std::size_t row_bytes = 0;
-    std::size_t used = 0;  // how much of that may be there
+    bool by_rows = false;
+    bool is_there = false;
   };
 
   static std::uintptr_t page_size() noexcept {
@@ -95,28 +93,22 @@ class PagedWeights {
     return size;
   }
 
-  /// The pages that hold `part`, as far as the system maps them along.
   void add(std::span<const std::byte> part, Pages& pages) {
     if (part.empty()) return;
-    const auto first = reinterpret_cast<std::uintptr_t>(part.data());
-    const detail::MappedRanges::Place place = detail::mapped_ranges.find(first);
-    if (place.range == nullptr) {
+    if (detail::mapped_ranges.find(reinterpret_cast<std::uintptr_t>(part.data())).range == nullptr) {
       if (in_memory_.insert(part.data()).second) fixed_ += part.size();
       return;
     }
-    const std::uintptr_t page = page_size(), around = std::max<std::uintptr_t>(kNeighbourhood, page);
-    const std::uintptr_t begin = first - place.offset;  // of a page
-    const std::uintptr_t end = (begin + place.range->size.load(std::memory_order_relaxed) + page - 1) / page * page;
-    pages.ranges.push_back({std::max(begin, first / around * around),
-                            std::min(end, (first + part.size() + around - 1) / around * around)});
+    const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(part.data()), page = page_size();
+    pages.ranges.push_back({first / page * page, (first + part.size() + page - 1) / page * page});
   }
-  /// Ranges in order, those that touch as one.
+  /// Ranges in order, neighbours as one.
   static void join(Pages& pages) {
     std::vector<Range>& ranges = pages.ranges;
     std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.first < b.first; });
     std::vector<Range> joined;
     for (const Range& range : ranges) {
-      if (!joined.empty() && range.first <= joined.back().last) {
+      if (!joined.empty() && range.first <= joined.back().last + kGap) {
         joined.back().last = std::max(joined.back().last, range.last);
       } else {
         joined.push_back(range);
@@ -125,12 +117,16 @@ class PagedWeights {
     ranges = std::move(joined);
     for (const Range& range : ranges) pages.size += range.last - range.first;
   }
-
-  static std::size_t wanted(const Pages& pages, Index rows) noexcept {
-    if (pages.row_bytes == 0) return pages.size;
-    const std::size_t row = pages.row_bytes + 2 * kNeighbourhood;
-    const auto count = static_cast<std::size_t>(std::max<Index>(0, rows));
-    return count < pages.size / row ? count * row : pages.size;
+  /// Around a page that is touched, the system maps what is in its file cache, up to a huge page, but nothing that was advised
+  /// otherwise: a range's first and last page, in which the neighbours' bytes may begin, part it from them.
+  static void part_from_others(const Pages& pages) noexcept {
+    for (const Range& range : pages.ranges) {
+      advise({range.last - page_size(), range.last}, MADV_SEQUENTIAL);
+      advise({range.first, range.first + page_size()}, MADV_RANDOM);
+    }
+  }
+  static void advise(const Range& range, int advice) noexcept {
+    ::madvise(reinterpret_cast<void*>(range.first), range.last - range.first, advice);
   }
 
   /// The stage after the current one; passes turn round at either end.
@@ -141,40 +137,36 @@ class PagedWeights {
     return current_ > 0 ? current_ - 1 : current_ + 1;
   }
 
-  void take(std::size_t stage, std::size_t bytes, std::size_t in_use) noexcept {
+  void take(std::size_t stage) noexcept {
     Pages& pages = stages_[stage];
-    if (bytes <= pages.used) return;
-    while (fixed_ + used_ + bytes - pages.used > budget_) {
-      const std::size_t victim = farthest(stage, in_use);
+    if (pages.is_there) return;
+    while (fixed_ + used_ + pages.size > budget_) {
+      const std::size_t victim = farthest(stage);
       if (victim == kNone) break;
       release(stages_[victim]);
     }
-    used_ += bytes - pages.used;
-    pages.used = bytes;
-    if (pages.row_bytes > 0) return;
-    for (const Range& range : pages.ranges) {
-      ::madvise(reinterpret_cast<void*>(range.first), range.last - range.first, MADV_WILLNEED);
-    }
+    used_ += pages.size;
+    pages.is_there = true;
+    if (pages.by_rows) return;
+    for (const Range& range : pages.ranges) advise(range, MADV_WILLNEED);
   }
-  /// Of the stages in memory the one that is wanted last: the farthest behind, else the farthest ahead.
-  std::size_t farthest(std::size_t wanted, std::size_t in_use) const noexcept {
-    std::size_t behind = kNone, ahead = kNone;
+  /// Of the stages in memory, but for the current one and `wanted`, that which is used last from now on: the farthest behind,
+  /// else the farthest ahead.
+  std::size_t farthest(std::size_t wanted) const noexcept {
+    std::size_t ahead = kNone;
     const std::size_t count = stages_.size();
     for (std::size_t k = 0; k < count; ++k) {
       const std::size_t i = up_ ? k : count - 1 - k;  // from the farthest behind on
-      if (stages_[i].used == 0 || i == wanted || i == in_use) continue;
-      const bool is_behind = up_ ? i < current_ : i > current_;
-      if (is_behind && behind == kNone) behind = i;
-      if (!is_behind) ahead = i;
+      if (!stages_[i].is_there || i == wanted || i == current_) continue;
+      if (up_ ? i < current_ : i > current_) return i;
+      ahead = i;
     }
-    return behind != kNone ? behind : ahead;
+    return ahead;
   }
   void release(Pages& pages) noexcept {
-    for (const Range& range : pages.ranges) {
-      ::madvise(reinterpret_cast<void*>(range.first), range.last - range.first, MADV_DONTNEED);
-    }
-    used_ -= pages.used;
-    pages.used = 0;
+    for (const Range& range : pages.ranges) advise(range, MADV_DONTNEED);
+    if (pages.is_there) used_ -= pages.size;
+    pages.is_there = false;
   }
 
   std::vector<Pages> stages_;

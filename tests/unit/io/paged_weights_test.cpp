@@ -34,7 +34,7 @@ struct Stages {
     file = MappedFile::open(folder / "weights");
     for (std::size_t i = 0; i < count; ++i) {
       const auto bytes = file->bytes().subspan(i * kStage, kStage);
-      list.push_back({{bytes.subspan(1000), bytes.first(1000)}, i == 0 ? std::size_t{512} : 0});
+      list.push_back({{bytes.subspan(1000), bytes.first(1000)}, i == 0});
     }
   }
   /// Reads all of a stage; whether it was what the file has.
@@ -52,8 +52,7 @@ struct Stages {
 
 TEST_CASE("paged weights: passes up and down keep the budget and read what the file has") {
   const Stages stages;
-  // A stage's pages: with what the system maps around it on either side.
-  const std::size_t least = kStage + 2 * PagedWeights::kNeighbourhood, whole = stages.count * least;
+  const std::size_t least = kStage, whole = stages.count * least;
   for (const std::size_t budget : {least, 3 * least, whole}) {
     INFO("budget " << budget);
     PagedWeights paged(stages.list, budget);
@@ -61,7 +60,7 @@ TEST_CASE("paged weights: passes up and down keep the budget and read what the f
     std::size_t most = 0;
     bool same = true;
     const auto use = [&](std::size_t stage) {
-      paged.enter(stage, 2);
+      paged.enter(stage);
       if (stage > 0) same = same && stages.read(stage);
       most = std::max(most, stages.resident());
       CHECK(paged.resident() <= budget);
@@ -91,8 +90,7 @@ TEST_CASE("paged weights: too small a budget is refused with the least that work
   const std::size_t at = message.find(start);
   REQUIRE(at != std::string::npos);
   const std::size_t least = std::stoul(message.substr(at + start.size()));
-  CHECK(least >= kStage + 10000);
-  CHECK(least <= kStage + 10000 + 2 * PagedWeights::kNeighbourhood);
+  CHECK(least == kStage + 10000);
   CHECK_NOTHROW(PagedWeights(list, least));
   CHECK(message_of(least - 1).find(std::to_string(least)) != std::string::npos);
   PagedWeights none;
