@@ -77,6 +77,8 @@ class PagedWeights {
 
  private:
   static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
+  /// The system reads no more ahead for one call than for a file that is read in order: 128 KiB unless set otherwise.
+  static constexpr std::size_t kReadAhead = std::size_t{128} << 10;
 
   struct Range {
     std::uintptr_t first = 0, last = 0;  // whole pages
@@ -148,7 +150,12 @@ class PagedWeights {
     used_ += pages.size;
     pages.is_there = true;
     if (pages.by_rows) return;
-    for (const Range& range : pages.ranges) advise(range, MADV_WILLNEED);
+    for (const Range& range : pages.ranges) {
+      for (Range piece = range; piece.first < range.last; piece.first = piece.last) {
+        piece.last = std::min(range.last, piece.first + kReadAhead);
+        advise(piece, MADV_WILLNEED);
+      }
+    }
   }
   /// Of the stages in memory, but for the current one and `wanted`, that which is used last from now on: the farthest behind,
   /// else the farthest ahead.
