@@ -88,7 +88,7 @@ class ClassifyTask {
     last_ = model_.take();
     return fmt::format("accuracy {:.4f}  macro-F1 {:.4f}", last_->accuracy(), last_->macro_f1());
   }
-  bool finish(nlohmann::ordered_json& json, const StopSignal& stop) {
+  bool finish(const peft::TrainerResult&, nlohmann::ordered_json& json, const StopSignal& stop) {
     if (last_) {
       json["val_accuracy"] = last_->accuracy();
       json["val_macro_f1"] = last_->macro_f1();

@@ -31,7 +31,8 @@ struct PlanOptions {
   WeightOptions weights;
   MethodOptions method;
   MemoryOptions memory;
-  std::string model, shape, optimizer = "adamw_torch", optimizer_memory = "256M", saved_activations = "f32";
+  std::string model, shape, optimizer = "adamw_torch", optimizer_memory = "256M", saved_activations = "f32",
+      weights_memory;
   Index max_length = 256, sub_batch = 512;
   int threads = 0;
   bool json = false;
@@ -102,6 +103,9 @@ int run_plan(const PlanOptions& options) {
   });
   const WeightStorage storage = options.weights.storage();
   training.weights = is_there ? weight_bytes(*source, storage, training.number_bytes) : weight_bytes(config, storage, training.number_bytes);
+  if (!options.weights_memory.empty()) {
+    training.weights = std::min(training.weights, parse_size("--weights-memory", options.weights_memory));
+  }
   training.threads = options.threads > 0 ? options.threads : peft::default_executor().concurrency();
   training.longest = options.max_length;
   training.may_round = options.memory.budget_may_round;
@@ -166,6 +170,7 @@ void add_plan_command(CLI::App& app, Run& run) {
                              "paged_adamw_8bit"}))
       ->capture_default_str();
   command.add_option("--optimizer-memory", o.optimizer_memory, "of a paged optimizer's state, what may be in memory")->capture_default_str();
+  command.add_option("--weights-memory", o.weights_memory, "as of peft train: of paged weights, what may be in memory");
   command.add_option("--saved-activations", o.saved_activations, "as of peft train")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();

@@ -27,6 +27,7 @@ inline std::string file_fingerprint(const std::string& path) {
     for (const std::byte byte : bytes.subspan(begin, std::min(kPiece, bytes.size() - begin))) {
       hash = (hash ^ static_cast<std::uint64_t>(byte)) * 0x100000001B3ull;
     }
+    file->release(bytes);  // the system may map a huge page for each piece
   }
   return fmt::format("{} bytes, {:016x}", bytes.size(), hash);
 }

@@ -31,15 +31,14 @@ struct ModelOptions : WeightOptions {
   std::string adapter;
   int threads = 0;  ///< 0: the processors that this process may run on
 
-  void add_to(CLI::App& command, bool with_adapter) {
-    add_model_to(command, with_adapter);
+  void add_to(CLI::App& command, bool with_adapter, bool may_be_made = false) {
+    add_model_to(command, with_adapter, may_be_made);
     WeightOptions::add_to(command);
   }
-  /// Without those of weights.
-  void add_model_to(CLI::App& command, bool with_adapter) {
-    command.add_option("--model", model, "GGUF file or Hugging Face folder of the base model")
-        ->required()
-        ->check(CLI::ExistingPath);
+  /// Without those of weights. may_be_made: the command looks itself whether the model is there.
+  void add_model_to(CLI::App& command, bool with_adapter, bool may_be_made = false) {
+    CLI::Option* const path = command.add_option("--model", model, "GGUF file or Hugging Face folder of the base model");
+    if (!may_be_made) path->required()->check(CLI::ExistingPath);
     if (with_adapter) {
       command.add_option("--adapter", adapter, "folder of an adapter, of PEFT or AdapterHub")->check(CLI::ExistingDirectory);
     }

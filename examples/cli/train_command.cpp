@@ -12,12 +12,16 @@
 #include <vector>
 
 #include "cli/changed_base.hpp"
+#include "cli/fma_rate.hpp"
 #include "cli/memory_plan.hpp"
 #include "cli/records.hpp"
 #include "cli/size.hpp"
+#include "cli/synthetic_model.hpp"
 #include "cli/task_option.hpp"
 #include "cli/train_run.hpp"
+#include "hosts/llama_shapes.hpp"
 #include "hosts/open_model.hpp"
+#include "hosts/page_weights.hpp"
 #include "peft/activated_lora.hpp"
 
 namespace peft_examples {
@@ -34,7 +38,7 @@ class InstructTask {
   InstructTask(const TrainOptions& options, Progress& progress)
       : options_(options),
         template_(options.prompt_template),
-        records_(peft::read_instruction_jsonl(options.data, options.max_records)),
+        records_(read_records()),
         validation_records_(options.val.empty() ? std::vector<peft::InstructionRecord>()
                                                 : peft::read_instruction_jsonl(options.val, options.max_val_records)),
         method_(options.method.choose(options.model.model,
@@ -42,7 +46,8 @@ class InstructTask {
         weights_(check_weights(options)),
         session_(options.model),
         started_(session_.start(checked(method_), options.trainer.seed)),
-        training_(tokenize(options.data, records_, progress)) {
+        training_(options.synthetic.empty() ? tokenize(options.data, records_, progress) : random_tokens()) {
+    if (!options.weights_memory.empty()) page_base(progress);
     if (!options.val.empty()) validation_.emplace(tokenize(options.val, validation_records_, progress));
     plan_memory(progress);
     if (method_.starts_from_inputs()) find_start(progress);
@@ -79,24 +84,63 @@ class InstructTask {
   std::string evaluation_text(const peft::EvaluationEvent& event) const {
     return fmt::format("perplexity {:.2f}", std::exp(event.record.loss));
   }
-  /// Where the start changed a quantised base, that base and the adapter for it, beside the one for the base as it was.
-  bool finish(nlohmann::ordered_json& json, const StopSignal&) {
-    if (!started_.save_for_changed_base) return true;
-    const std::filesystem::path folder = std::filesystem::path(options_.out) / "base";
-    write_changed_base(options_.model.model, session_.model(), folder);
-    started_.save_for_changed_base(folder / "adapter");
-    json["changed_base"] = folder.string();
+  bool finish(const peft::TrainerResult& result, nlohmann::ordered_json& json, const StopSignal&) {
+    if (!options_.synthetic.empty()) measure(result, json);
+    if (started_.save_for_changed_base) save_changed_base(json);
     return true;
   }
 
  private:
+  std::vector<peft::InstructionRecord> read_records() const {
+    if (options_.synthetic.empty()) return peft::read_instruction_jsonl(options_.data, options_.max_records);
+    return std::vector<peft::InstructionRecord>(static_cast<std::size_t>(options_.trainer.max_steps * options_.trainer.records_per_step()));
+  }
+  /// Records of --max-length random tokens, of which all but the first are labels.
+  Data random_tokens() const {
+    peft::Philox random(options_.trainer.seed, 1);
+    Index count = options_.max_length;
+    const auto next = [&](std::string_view) {
+      count = options_.max_length - count;  // a prompt of one, then the rest
+      count = count == 0 ? 1 : count;
+      std::vector<std::int32_t> ids(static_cast<std::size_t>(count));
+      for (std::int32_t& id : ids) id = static_cast<std::int32_t>(random.below(static_cast<std::uint32_t>(session_.model().config().vocab_size)));
+      return ids;
+    };
+    return Data(records_, template_, next, options_.max_length);
+  }
+  /// Of a synthetic model: what was measured, beside the machine's limit.
+  void measure(const peft::TrainerResult& result, nlohmann::ordered_json& json) {
+    double weights = 0;
+    for (const AdaptedLinear<T>* linear : session_.model().adapter_sites().linears) {
+      weights += static_cast<double>(linear->in_features()) * static_cast<double>(linear->out_features());
+    }
+    // Forward and input gradient of the base's linears; attention and LoRA are not counted.
+    const double share = result.tok_s * 4 * weights * 1e-9 / fma_peak();
+    fmt::print(stderr, "{}: {:.2f} tok/s, {:.0f} % of the processor's multiplications and additions in float; at most {:.0f} MiB in memory\n",
+               options_.synthetic, result.tok_s, 100 * share, peak_rss_mib());
+    json["synthetic"] = options_.synthetic;
+    json["share_of_fma"] = share;
+  }
+  /// Where the start changed a quantised base, that base and the adapter for it, beside the one for the base as it was.
+  void save_changed_base(nlohmann::ordered_json& json) {
+    const std::filesystem::path folder = std::filesystem::path(options_.out) / "base";
+    write_changed_base(options_.model.model, session_.model(), folder);
+    started_.save_for_changed_base(folder / "adapter");
+    json["changed_base"] = folder.string();
+  }
+  void page_base(Progress& progress) {
+    const Index budget = parse_size("--weights-memory", options_.weights_memory);
+    page_weights(session_.model(), budget);
+    progress.line(fmt::format("weights: at most {} bytes in memory, the rest in {}", budget, options_.model.model));
+  }
   Data tokenize(const std::string& path, const std::vector<peft::InstructionRecord>& records, Progress& progress) {
     return tokenize_records(session_, path, records, template_, options_.max_length, progress);
   }
 
   /// Of the base in memory; throws ConfigError where they alone exceed the budget, before they are read.
   static Index check_weights(const TrainOptions& options) {
-    const Index weights = weight_bytes(open_model(options.model.model), options.model.storage(), static_cast<Index>(sizeof(T)));
+    Index weights = weight_bytes(open_model(options.model.model), options.model.storage(), static_cast<Index>(sizeof(T)));
+    if (!options.weights_memory.empty()) weights = std::min(weights, parse_size("--weights-memory", options.weights_memory));
     if (const auto budget = options.memory.bytes(); budget && weights > *budget) {
       peft::fail<peft::ConfigError>("--memory-budget {}: the weights alone take {} in {}; expected more, or weights in fewer bits "
                                     "(--dtype nf4)",
@@ -204,22 +248,60 @@ class InstructTask {
   std::optional<Data> validation_;
 };
 
+std::string synthetic_help() {
+  return "instead of --model and --data: random nf4 weights of this shape, built in the folder --model (peft-SHAPE) unless they are "
+         "there, and random tokens, to measure a machine. Unless given: --r 16 --target-modules all-linear --max-length 128 "
+         "--batch 1 --accumulate 1 --max-steps 1 --dtype native --out peft-SHAPE-run";
+}
+
+/// What --synthetic means for the other options; without it, that model, data and --out must be given.
+void complete_synthetic(TrainOptions& o, CLI::App& command) {
+  if (o.synthetic.empty()) {
+    for (const auto& [name, value] : {std::pair{"--model", &o.model.model}, {"--data", &o.data}, {"--out", &o.out}}) {
+      if (value->empty()) throw CLI::RequiredError(name);
+    }
+    std::string path = o.model.model;
+    if (const std::string wrong = CLI::ExistingPath(path); !wrong.empty()) throw CLI::ValidationError("--model", wrong);
+    return;
+  }
+  for (const char* name : {"--data", "--val"}) {
+    if (command.count(name) > 0) throw CLI::ValidationError(name, "is none of --synthetic, whose data are random tokens");
+  }
+  const auto assume = [&](const char* name, const std::string& value) {
+    CLI::Option* const option = command.get_option(name);
+    if (option->count() > 0) return;
+    option->add_result(value);
+    option->run_callback();
+  };
+  assume("--model", "peft-" + o.synthetic);
+  assume("--out", "peft-" + o.synthetic + "-run");
+  assume("--dtype", "native");
+  assume("--max-length", "128");
+  assume("--batch", "1");
+  assume("--accumulate", "1");
+  assume("--max-steps", "1");
+  if (command.count("--method") == 0 && command.count("--config") == 0) {
+    assume("--r", "16");
+    assume("--target-modules", "all-linear");
+  }
+  o.data = "random tokens";
+}
+
 }  // namespace
 
 void add_train_command(CLI::App& app, Run& run) {
   auto options = std::make_shared<TrainOptions>();
   TrainOptions& o = *options;
   CLI::App& command = *app.add_subcommand("train", "fit an adapter to an instruction file, or to texts with their classes");
-  o.model.add_to(command, false);
+  o.model.add_to(command, false, true);
   add_task_option(command, o.task);
   command.add_option("--data", o.data, "training records: JSON lines with instruction, input, output; of classify: text, label")
-      ->required()
       ->check(CLI::ExistingFile);
   command.add_option("--val", o.val, "validation records: losses before, after each epoch, at the end")
       ->check(CLI::ExistingFile);
   command.add_option("--test", o.test, "records for accuracy, macro-F1 and confusion matrix at the end [classify]")
       ->check(CLI::ExistingFile);
-  command.add_option("--out", o.out, "folder for the adapter, checkpoints, metrics.jsonl and loss.svg")->required();
+  command.add_option("--out", o.out, "folder for the adapter, checkpoints, metrics.jsonl and loss.svg");
   o.method.add_to(command);
   command.add_option("--head", o.head,
                      "transformers: BERT's pooler, frozen unless the method trains it, and a new linear; adapterhub: two new linears "
@@ -236,7 +318,7 @@ void add_train_command(CLI::App& app, Run& run) {
   command.add_option("--max-val-records", o.max_val_records, "only the first so many validation records");
   peft::TrainerConfig& t = o.trainer;
   command.add_option("--epochs", t.num_train_epochs, "passes over the training data; may be a fraction")->capture_default_str();
-  command.add_option("--max-steps", t.max_steps, "optimizer steps, whatever --epochs says");
+  command.add_option("--max-steps,--steps", t.max_steps, "optimizer steps, whatever --epochs says");
   command.add_option("--batch", t.per_device_train_batch_size, "records of a batch")->capture_default_str();
   command.add_option("--accumulate", t.gradient_accumulation_steps, "batches of one optimizer step")->capture_default_str();
   command.add_option("--lr", t.learning_rate, "learning rate after warm-up; where it is not given the method's: --method")
@@ -254,6 +336,10 @@ void add_train_command(CLI::App& app, Run& run) {
   CLI::Option* const memory = command.add_option("--optimizer-memory", o.optimizer_memory,
                                                  "of a paged optimizer's state, what may be in memory")
                                   ->capture_default_str();
+  command.add_option("--weights-memory", o.weights_memory,
+                     "of the base's weights, what may be in memory, say 512M; the rest stays in the model's file, from which layer "
+                     "after layer is read. With --dtype native, or that of the file");
+  command.add_option("--synthetic", o.synthetic, synthetic_help())->check(CLI::IsMember(llama_shape_names()));
   command.add_option("--weight-decay", t.weight_decay, "of AdamW")->capture_default_str();
   command.add_option("--max-grad-norm", t.max_grad_norm, "gradients are clipped to this norm; 0: never")->capture_default_str();
   command.add_option("--eval-steps", t.eval_steps, "validate every so many steps instead of after each epoch");
@@ -275,6 +361,7 @@ void add_train_command(CLI::App& app, Run& run) {
   command.add_flag("--resume", o.resume, "go on with the run in --out, bit for bit");
   command.add_flag("--json", o.json, "last line of stdout: the result as JSON");
   command.callback([options, &command, memory, &run] {
+    complete_synthetic(*options, command);
     options->method.check(options->task, options->head);
     if (options->method.wants_quantized()) {
       if (command.count("--dtype") == 0) options->model.dtype = "nf4";
@@ -302,6 +389,10 @@ void add_train_command(CLI::App& app, Run& run) {
                                       "expected --val");
       }
       const Threads threads(settings.model.threads);
+      if (!settings.synthetic.empty()) {
+        Progress progress;
+        make_synthetic_model(settings.synthetic, settings.model.model, progress);
+      }
       if (settings.task == Task::kClassify) return train_classifier(settings);
       return with_dtype(settings.model.dtype, [&]<Scalar T>() { return TrainRun<InstructTask<T>>(settings)(); });
     };

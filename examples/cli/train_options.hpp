@@ -20,6 +20,7 @@ struct TrainOptions {
   Index max_length = 256, max_records = -1, max_val_records = -1;
   std::string scheduler = "linear", optimizer = "adamw_torch", optimizer_memory = "256M";
   MemoryOptions memory;
+  std::string synthetic, weights_memory;  ///< empty: a model that is there; not paged
   peft::TrainerConfig trainer;
   std::optional<double> dropout{};
   bool resume = false, json = false, has_learning_rate = false, report_start = false;

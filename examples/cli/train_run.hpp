@@ -31,7 +31,7 @@ namespace peft_examples {
 ///   add_identity(identity)          what else decides the bits
 ///   plan(), adjust(config)          the plan of memory, or nullptr, and what it chose
 ///   evaluation_text(event)          what is said after a validation
-///   finish(json, stop)              measures what comes after a training and adds it to the result; false where it was stopped
+///   finish(result, json, stop)      measures what comes after a training and adds it to the result; false where it was stopped
 template <class Work>
 class TrainRun {
   using T = typename Work::value_type;
@@ -131,7 +131,7 @@ class TrainRun {
       progress_.line(fmt::format("memory: at most {:.0f} MiB were resident, {} were predicted", peak_rss_mib(), memory_text(plan->total())));
     }
     nlohmann::ordered_json more = nlohmann::ordered_json::object();
-    if (!interrupted && !work_.finish(more, stop)) return kInterruptedStatus;
+    if (!interrupted && !work_.finish(result, more, stop)) return kInterruptedStatus;
     const auto number = [](const std::optional<double>& value) { return value ? nlohmann::ordered_json(*value) : nullptr; };
     if (options_.json) {
       nlohmann::ordered_json json = {{"status", std::string(peft::name_of(result.status))},

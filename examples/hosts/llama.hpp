@@ -120,6 +120,9 @@ class Llama {
   void set_logit_bytes(Index bytes) { head_->set_logit_bytes(bytes); }
   /// Bytes that the last training pass keeps so.
   Index saved_activation_bytes() { return model_->stored().bytes(); }
+  /// How the base's weights are paged, as hosts/page_weights.hpp sets it; without it they are not.
+  void set_paged_weights(peft::PagedWeights paged) { model_->paged_weights() = std::move(paged); }
+  const peft::PagedWeights& paged_weights() const noexcept { return model_->paged_weights(); }
   peft::PromptHost prompt_host() const noexcept {
     const LlamaConfig& c = config();
     return {c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim};
@@ -149,13 +152,16 @@ class Llama {
                         peft::LossSum& sum) {
     const peft::TrainContext<T> context{selection_of(batch), seed, step, batch.first_row, true};
     const MatrixView<const T> hidden = model_->forward(batch, context);
+    model_->enter_head();
     head_->forward_backward(hidden, targets(batch), grad_scale, model_->gradient(), context, sum);
     model_->backward(batch, context);
   }
 
   void evaluate(const peft::PackedBatch& batch, peft::LossSum& sum) {
     const peft::TrainContext<T> context = evaluation(batch);
-    head_->evaluate(model_->forward(batch, context), targets(batch), context.selection, sum);
+    const MatrixView<const T> hidden = model_->forward(batch, context);
+    model_->enter_head();
+    head_->evaluate(hidden, targets(batch), context.selection, sum);
   }
 
   // -- inference -----------------------------------------------------------------------------------------------------
@@ -200,6 +206,7 @@ class Llama {
     }
     const peft::Selection<T> selection = selection_of(ids, counts, caches);
     Matrix<T>& x = model_->rows(tokens);
+    model_->paged_weights().enter(0);
     model_->embedding().forward(ids, x, selection, executor_);
     model_->read(counts, caches, selection);
     last_.resize_discard(static_cast<Index>(counts.size()), x.cols());
@@ -208,13 +215,16 @@ class Llama {
       row += counts[i];
       std::copy_n(x.row(row - 1), x.cols(), last_.row(static_cast<Index>(i)));
     }
+    model_->enter_head();
     head_->logits(model_->normed(model_->final_norm(), last_, selection_), selection_, logits);
   }
 
   /// Logits [tokens, vocab] of every position of a batch, without dropout.
   void logits(const peft::PackedBatch& batch, MatrixView<A> out) {
     const peft::TrainContext<T> context = evaluation(batch);
-    head_->logits(model_->forward(batch, context), context.selection, out);
+    const MatrixView<const T> hidden = model_->forward(batch, context);
+    model_->enter_head();
+    head_->logits(hidden, context.selection, out);
   }
 
  private:

@@ -23,6 +23,7 @@
 #include "hosts/llama_weights.hpp"
 #include "hosts/names.hpp"
 #include "peft/adapted_embedding.hpp"
+#include "peft/io/paged_weights.hpp"
 #include "peft/ops/swiglu.hpp"
 #include "peft/train/batch.hpp"
 
@@ -63,6 +64,10 @@ class LlamaModel {
   const LlamaAdapters<T>& adapters() const noexcept { return adapters_; }
   void set_executor(ExecutorRef executor) noexcept { executor_ = executor; }
   LlamaStored<T>& stored() noexcept { return stored_; }
+  /// Stages: the embedding, the layers, the head.
+  peft::PagedWeights& paged_weights() noexcept { return paged_; }
+  /// The head's weight is used next.
+  void enter_head() noexcept { paged_.enter(layers_.size() + 1); }
 
   // -- training ------------------------------------------------------------------------------------------------------
   /// The final norm's output [tokens, hidden]. It stays until the next call.
@@ -74,11 +79,15 @@ class LlamaModel {
     attention_.start(batch);
     adapters_.start(batch.offsets, virtual_tokens().rows());
     virtual_tokens().encode(context, executor_);
+    paged_.enter(0);
     embedding_.forward({batch.ids.data(), own}, stored_.input(0).view().row_range(0, own), context.selection, executor_);
     if (const auto& prompt = virtual_tokens().prompt()) {
       prompt->write(stored_.input(0).view().row_range(own, virtual_tokens().rows()));
     }
-    for (Index i = 0; i < config_.num_hidden_layers; ++i) forward_layer(i, batch, context);
+    for (Index i = 0; i < config_.num_hidden_layers; ++i) {
+      enter_layer(i);
+      forward_layer(i, batch, context);
+    }
     return normed(final_norm_, stored_.output().view().row_range(0, own), context.selection);
   }
 
@@ -97,7 +106,10 @@ class LlamaModel {
                          context.selection, executor_);
     const bool input = virtual_tokens().trains_input() || embedding_.is_trained(context.selection);
     const Index lowest = input || virtual_tokens().trains() ? 0 : lowest_trained(context.selection);
-    for (Index i = config_.num_hidden_layers; i-- > lowest;) backward_layer(i, batch, input || i > lowest, context);
+    for (Index i = config_.num_hidden_layers; i-- > lowest;) {
+      enter_layer(i);
+      backward_layer(i, batch, input || i > lowest, context);
+    }
     embedding_.backward({batch.ids.data(), tokens}, d, context.selection, executor_);
     virtual_tokens().backward(std::as_const(gradient_).view(), executor_);
   }
@@ -117,6 +129,7 @@ class LlamaModel {
     attention_.start(counts, caches);
     adapters_.start_counts(counts);
     for (Index i = 0; i < config_.num_hidden_layers; ++i) {
+      enter_layer(i);
       const Layer& layer = layers_[static_cast<std::size_t>(i)];
       const MatrixView<const T> in = normed(layer.input_norm, x, selection);
       attention_.read(layer, i, counts, caches, in, s, adapters_.branch(i, Site::kAttention, s.of_attention_adapter, s.m),
@@ -140,6 +153,8 @@ class LlamaModel {
 
  private:
   static constexpr peft::ops::NoNorm kNoNorm{};
+
+  void enter_layer(Index i) noexcept { paged_.enter(static_cast<std::size_t>(i) + 1); }
 
   void forward_layer(Index index, const peft::PackedBatch& batch, const peft::TrainContext<T>& context) {
     forward_layer(index, batch, true, stored_.begin(index), context);
@@ -242,6 +257,7 @@ class LlamaModel {
   LlamaNorm<T> final_norm_;
   LlamaAttention<T> attention_;
   LlamaAdapters<T> adapters_;
+  peft::PagedWeights paged_;
   ExecutorRef executor_ = peft::default_executor();
   // Memory that is kept from step to step.
   LlamaStored<T> stored_;

@@ -1,6 +1,6 @@
 #pragma once
-/// Shapes of Llamas by name, for plans of models that are not there: those of Touvron et al., "LLaMA: Open and Efficient Foundation
-/// Language Models", 2023, table 2, and Llama 3.2's smallest.
+/// Shapes of Llamas by name, for plans and measurements without a model: those of Touvron et al., "LLaMA: Open and Efficient Foundation
+/// Language Models", 2023, table 2, Llama 3.2's smallest, and a tiny one.
 
 #include <algorithm>
 #include <iterator>
@@ -32,7 +32,8 @@ struct LlamaShape {
   }
 };
 
-inline constexpr LlamaShape kLlamaShapes[] = {{"llama-1b", 2048, 8192, 16, 32, 8, 128256, 131072, true},
+inline constexpr LlamaShape kLlamaShapes[] = {{"llama-tiny", 256, 768, 6, 4, 4, 1024, 2048},
+                                              {"llama-1b", 2048, 8192, 16, 32, 8, 128256, 131072, true},
                                               {"llama-7b", 4096, 11008, 32, 32, 32, 32000, 2048},
                                               {"llama-13b", 5120, 13824, 40, 40, 40, 32000, 2048},
                                               {"llama-33b", 6656, 17920, 60, 52, 52, 32000, 2048},

@@ -19,6 +19,7 @@
 #include "peft/io/safetensors_shards.hpp"
 #include "peft/io/gguf.hpp"
 #include "peft/io/gguf_writer.hpp"
+#include "peft/io/paged_weights.hpp"
 #include "peft/io/atomic_file.hpp"
 #include "peft/io/atomic_directory.hpp"
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "hosts/open_model.hpp"
+#include "hosts/page_weights.hpp"
 #include "peft/adapter_registry.hpp"
 #include "support/catch.hpp"
 #include "support/tiny_gguf.hpp"
@@ -132,4 +133,27 @@ TEST_CASE("Weights quantised while they are read are those of the tensor, in the
     CHECK(std::abs(run(quantized, 30).loss / run(dense, 30).loss - 1) < 0.05);
   }
   CHECK(io_test::message_of<ConfigError>([&] { place.load(Kind::kNf4, 48); }).find("the block size is 48") != std::string::npos);
+}
+
+TEST_CASE("Weights paged from their file: the same numbers; what was converted stays and counts") {
+  const Place place;
+  const auto pass = [&](Kind kind, Index budget) {
+    auto model = place.load(kind);
+    if (budget > 0) page_weights(model, budget);
+    return run(model, 30);
+  };
+  const auto least = [&](Kind kind) {
+    const std::string message = io_test::message_of<ConfigError>([&] { pass(kind, 1); });
+    return static_cast<Index>(std::stoll(message.substr(message.rfind(' '))));
+  };
+  const Pass want = pass(Kind::kFile, 0), paged = pass(Kind::kFile, least(Kind::kFile));
+  CHECK(paged.loss == want.loss);
+  CHECK(paged.trained_loss == want.trained_loss);
+  CHECK(paged.gradient == want.gradient);
+  // Quantised while they are read, the linears are in memory.
+  CHECK_NOTHROW(pass(Kind::kNf4, least(Kind::kNf4)));
+  auto model = place.load(Kind::kActivations);
+  Index linears = 0;
+  for (const auto* site : model.sites()) linears += site->in_features() * site->out_features();
+  CHECK(least(Kind::kActivations) >= linears * 4);
 }
