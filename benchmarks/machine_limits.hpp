@@ -67,16 +67,11 @@ inline float fma_rounds_avx512() noexcept {
 PEFT_TARGET_END
 #endif
 
-/// FMA rate of all threads together in GFLOP/s: the best of many short runs.
-inline double fma_peak() {
+/// Rate of all threads together in GFLOP/s, the best of many short runs, of rounds of kFmaChains chains of vectors of so many
+/// lanes, each a product and a sum.
+inline double peak_of(float (*rounds)() noexcept, double lanes) {
   const ExecutorRef executor = peft::default_executor();
   const int threads = executor.concurrency();
-  float (*rounds)() noexcept = fma_rounds_scalar;
-  double lanes = 1;
-#if PEFT_X86_64
-  if (peft::kernels::active_isa() == peft::kernels::Isa::kAvx512) rounds = fma_rounds_avx512, lanes = 16;
-  if (peft::kernels::active_isa() == peft::kernels::Isa::kAvx2) rounds = fma_rounds_avx2, lanes = 8;
-#endif
   constexpr Index kRunsPerThread = 8;
   std::vector<float> sink(static_cast<std::size_t>(threads * kRunsPerThread));
   double best = 0;
@@ -88,6 +83,15 @@ inline double fma_peak() {
   }
   benchmark::DoNotOptimize(sink.data());
   return best;
+}
+
+inline double fma_peak() {
+#if PEFT_X86_64
+  const peft::kernels::Isa isa = peft::kernels::float_isa(peft::kernels::active_isa());
+  if (isa == peft::kernels::Isa::kAvx512) return peak_of(fma_rounds_avx512, 16);
+  if (isa == peft::kernels::Isa::kAvx2) return peak_of(fma_rounds_avx2, 8);
+#endif
+  return peak_of(fma_rounds_scalar, 1);
 }
 
 /// A buffer that all threads together read from end to end.

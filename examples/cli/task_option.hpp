@@ -21,7 +21,8 @@ inline void add_task_option(CLI::App& command, Task& task) {
 /// Throws CLI::ValidationError for an option that was given and is the other task's.
 inline void refuse_options_of_other_task(const CLI::App& command, Task task) {
   static const std::vector<std::string> of_generate{"--template", "--metrics",  "--bleu-tokenize",     "--show",
-                                                    "--max-tokens", "--saved-activations"};
+                                                    "--max-tokens", "--saved-activations",
+                                                    "--int8-activations"};
   static const std::vector<std::string> of_classify{"--test", "--labels", "--dropout-of-base", "--head"};
   std::vector<std::string> refused = task == Task::kGenerate ? of_classify : of_generate;
   if (task == Task::kClassify && command.get_name() == "eval") refused.emplace_back("--batch");  // of answers
