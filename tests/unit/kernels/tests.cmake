@@ -12,6 +12,8 @@ foreach(isa scalar avx2 avx512)
     SKIP_REGULAR_EXPRESSION "which this processor lacks")
 endforeach()
 # AVX-512's kernels in float under another name (those for activations in 8 bits are test_nf4's): the first test is enough.
-add_test(NAME isa_avx512vnni COMMAND test_kernels "the forced*")
-set_tests_properties(isa_avx512vnni PROPERTIES ENVIRONMENT "PEFT_FORCE_ISA=avx512vnni" LABELS unit
-  SKIP_REGULAR_EXPRESSION "which this processor lacks")
+foreach(isa avx512vnni avx512bf16)
+  add_test(NAME isa_${isa} COMMAND test_kernels "the forced*")
+  set_tests_properties(isa_${isa} PROPERTIES ENVIRONMENT "PEFT_FORCE_ISA=${isa}" LABELS unit
+    SKIP_REGULAR_EXPRESSION "which this processor lacks")
+endforeach()
