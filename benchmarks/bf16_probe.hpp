@@ -59,12 +59,18 @@ PEFT_BF16_TARGET void bf16_columns(const peft::FourBitStorage& w, peft::Index k,
         words = _mm512_srli_epi16(words, 4);
       }
       const __m128i two = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w.absmax.data + (row * k + first) / 64));
-      const __m512 scale = _mm512_castsi512_ps(_mm512_permutexvar_epi32(halves, _mm512_castsi128_si512(two)));
+      const __m512 scale = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi32(0xFFFF, halves, _mm512_castsi128_si512(two)));
       PEFT_UNROLL_PRAGMA(4) for (int i = 0; i < M; ++i) acc[i][c] = _mm512_fmadd_ps(sum[i], scale, acc[i][c]);
     }
   }
   for (int i = 0; i < M; ++i) {
-    for (int c = 0; c < 4; ++c) y[i * n + j + c * step] = _mm512_reduce_add_ps(acc[i][c]);
+    for (int c = 0; c < 4; ++c) {
+      alignas(64) float lanes[16];
+      _mm512_store_ps(lanes, acc[i][c]);
+      float total = 0;
+      for (const float lane : lanes) total += lane;
+      y[i * n + j + c * step] = total;
+    }
   }
 }
 
