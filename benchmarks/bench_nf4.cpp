@@ -2,10 +2,11 @@
 // the product of the same shape over a float weight, forward and backward.
 //   bench_nf4 [--benchmark_filter=…]; rows (4096 × 4096): quantize, dequantize,
 //   W/cache/m and W/memory/m (few rows, beside the read bandwidth), W/forward/m, W/backward/m for W of dense, nf4, q4_0 … q6_k
-//   (these from cache alone).
+//   (these from cache alone); nf4_int8 takes activations in 8 bits, nf4_bf16 is bf16_probe.hpp.
 
 #include <benchmark/benchmark.h>
 
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <span>
@@ -13,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "bf16_probe.hpp"
 #include "machine_limits.hpp"
 #include "peft/core/parallel.hpp"
 #include "peft/core/rng.hpp"
@@ -118,14 +120,39 @@ void few_rows(benchmark::State& state, std::span<const Layer> layers, Index m, d
   state.counters["%read"] = benchmark::Counter(bytes * 1e-7 / bandwidth, benchmark::Counter::kIsRate);
 }
 
+#if PEFT_X86_64
+void bf16_rows(benchmark::State& state, const Nf4Linear& layer, Index m) {
+  const Matrix<float> x = numbers(m, kSize);
+  Matrix<float> y(m, kSize);
+  std::vector<std::uint16_t> memory;
+  for (auto _ : state) {
+    bf16_product(layer.weight(), x.view(), y.data(), memory);
+    benchmark::ClobberMemory();
+  }
+  Matrix<float> expected(m, kSize);
+  layer.forward<float>(x.view(), expected.view());
+  double error = 0, size = 0;
+  for (Index i = 0; i < y.size(); ++i) {
+    error += std::pow(static_cast<double>(y.data()[i]) - static_cast<double>(expected.data()[i]), 2);
+    size += std::pow(static_cast<double>(expected.data()[i]), 2);
+  }
+  state.counters["error"] = std::sqrt(error / size);
+}
+#endif
+
 }  // namespace
 
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   peak = fma_peak();
   std::printf("FMA peak %.0f GFLOP/s\n", peak);
+#if PEFT_X86_64
+  if (has_bf16()) std::printf("vdpbf16ps peak %.0f GFLOP/s\n", peak_of(bf16_rounds, 32));
+#endif
   const DenseLinear<float> dense(weight().clone());
   const Nf4Linear once(Nf4Tensor::quantize(weight().view()));
+  Nf4Linear int8(Nf4Tensor::quantize(weight().view()));
+  int8.use_int8_activations();
   const Nf4Linear twice(Nf4Tensor::quantize(weight().view(), {.double_quant = true}));
   const auto add = [](const std::string& name, auto run) {
     benchmark::RegisterBenchmark(name.c_str(), run)->Unit(benchmark::kMillisecond)->UseRealTime();
@@ -142,6 +169,10 @@ int main(int argc, char** argv) {
   for (const Index m : {1, 4, 8}) {
     add("nf4/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows<Nf4Linear>(s, {&once, 1}, m, from_cache); });
     add("nf4_double/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows<Nf4Linear>(s, {&twice, 1}, m, from_cache); });
+    add("nf4_int8/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows<Nf4Linear>(s, {&int8, 1}, m, from_cache); });
+#if PEFT_X86_64
+    if (has_bf16()) add("nf4_bf16/cache/" + std::to_string(m), [&, m](benchmark::State& s) { bf16_rows(s, once, m); });
+#endif
     add("nf4/memory/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows<Nf4Linear>(s, layers, m, from_memory); });
   }
   for (const bool forward : {true, false}) {
@@ -149,6 +180,7 @@ int main(int argc, char** argv) {
       const std::string end = std::string(forward ? "/forward/" : "/backward/") + std::to_string(m);
       add("dense" + end, [&, m, forward](benchmark::State& s) { product(s, dense, m, forward); });
       add("nf4" + end, [&, m, forward](benchmark::State& s) { product(s, once, m, forward); });
+      if (forward) add("nf4_int8" + end, [&, m](benchmark::State& s) { product(s, int8, m, true); });
       add("nf4_double" + end, [&, m, forward](benchmark::State& s) { product(s, twice, m, forward); });
     }
   }

@@ -21,6 +21,7 @@ namespace peft_benchmarks {
 
 using peft::Index;
 using peft_examples::fma_peak;
+using peft_examples::peak_of;
 
 /// A buffer that all threads together read from end to end.
 class ReadBuffer {

@@ -58,16 +58,11 @@ inline float fma_rounds_avx512() noexcept {
 PEFT_TARGET_END
 #endif
 
-/// FMA rate of all threads together in GFLOP/s: the best of many short runs.
-inline double fma_peak() {
+/// Rate of all threads together in GFLOP/s, the best of many short runs, of rounds of kFmaChains chains of vectors of so many
+/// lanes, each a product and a sum.
+inline double peak_of(float (*rounds)() noexcept, double lanes) {
   const peft::ExecutorRef executor = peft::default_executor();
   const int threads = executor.concurrency();
-  float (*rounds)() noexcept = fma_rounds_scalar;
-  double lanes = 1;
-#if PEFT_X86_64
-  if (peft::kernels::active_isa() == peft::kernels::Isa::kAvx512) rounds = fma_rounds_avx512, lanes = 16;
-  if (peft::kernels::active_isa() == peft::kernels::Isa::kAvx2) rounds = fma_rounds_avx2, lanes = 8;
-#endif
   constexpr peft::Index kRunsPerThread = 8;
   std::vector<float> sink(static_cast<std::size_t>(threads * kRunsPerThread));
   double best = 0;
@@ -79,6 +74,15 @@ inline double fma_peak() {
   }
   [[maybe_unused]] volatile float used = sink.front();  // the compiler keeps the work
   return best;
+}
+
+inline double fma_peak() {
+#if PEFT_X86_64
+  const peft::kernels::Isa isa = peft::kernels::float_isa(peft::kernels::active_isa());
+  if (isa == peft::kernels::Isa::kAvx512) return peak_of(fma_rounds_avx512, 16);
+  if (isa == peft::kernels::Isa::kAvx2) return peak_of(fma_rounds_avx2, 8);
+#endif
+  return peak_of(fma_rounds_scalar, 1);
 }
 
 }  // namespace peft_examples

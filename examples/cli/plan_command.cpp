@@ -181,7 +181,7 @@ void add_plan_command(CLI::App& app, Run& run) {
     if (options->model.empty() && options->shape.empty()) throw CLI::RequiredError("--model or --shape");
     options->method.check(Task::kGenerate, Head::kTransformers);
     if (options->method.wants_quantized() && command.count("--dtype") == 0) options->weights.dtype = "nf4";
-    options->weights.check(command);
+    options->weights.check_training(command);
     options->memory.check();
     run = [options] { return run_plan(*options); };
   });

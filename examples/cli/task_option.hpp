@@ -22,7 +22,7 @@ inline void add_task_option(CLI::App& command, Task& task) {
 inline void refuse_options_of_other_task(const CLI::App& command, Task task) {
   static const std::vector<std::string> of_generate{"--template", "--metrics",  "--bleu-tokenize",     "--show",
                                                     "--max-tokens", "--saved-activations", "--memory-budget", "--budget-may-round",
-                                                    "--synthetic",  "--weights-memory"};
+                                                    "--synthetic",  "--weights-memory",    "--int8-activations"};
   static const std::vector<std::string> of_classify{"--test", "--labels", "--dropout-of-base", "--head"};
   std::vector<std::string> refused = task == Task::kGenerate ? of_classify : of_generate;
   if (task == Task::kClassify && command.get_name() == "eval") refused.emplace_back("--batch");  // of answers

@@ -369,7 +369,7 @@ void add_train_command(CLI::App& app, Run& run) {
         throw CLI::ValidationError("--dtype", options->model.dtype + " is none of --method qlora; expected nf4 or fp4");
       }
     }
-    options->model.check(command);
+    options->model.check_training(command);
     options->memory.check();
     refuse_options_of_other_task(command, options->task);
     run = [options, &command, memory] {

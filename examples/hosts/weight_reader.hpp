@@ -106,6 +106,14 @@ peft::DenseLinear<W> dense_linear(const peft::TensorRef& weight, Buffer<Accumula
   return peft::DenseLinear<W>(copy_matrix<W>(weight, head_dim, executor), std::move(added));
 }
 
+/// A layer over four bits, with activations in 8 bits where they are asked for.
+template <peft::FourBitCode kCode>
+peft::FourBitLinear<kCode> four_bit_linear(peft::FourBitTensor<kCode> weight, Buffer<float> added, const WeightStorage& storage) {
+  peft::FourBitLinear<kCode> layer(std::move(weight), std::move(added));
+  if (storage.int8_activations) layer.use_int8_activations();
+  return layer;
+}
+
 /// Calls make with the layer over a weight as the file has it. Rows of q and k are put in order in their blocks.
 template <class Make>
 auto with_stored_linear(const peft::TensorRef& weight, Buffer<float> added, Index head_dim, ExecutorRef executor,
@@ -124,10 +132,10 @@ template <peft::FourBitCode kCode>
 peft::FourBitLinear<kCode> quantized_linear(const peft::TensorRef& weight, Buffer<float> added, Index head_dim,
                                             const WeightStorage& storage, ExecutorRef executor) {
   const Matrix<float> values = copy_matrix<float>(weight, head_dim, executor);
-  return peft::FourBitLinear<kCode>(
+  return four_bit_linear<kCode>(
       peft::FourBitTensor<kCode>::quantize(values.view(), {.block_size = storage.block_size, .double_quant = storage.double_quant},
                                            executor),
-      std::move(added));
+      std::move(added), storage);
 }
 
 }  // namespace detail
@@ -145,6 +153,11 @@ peft::AnyLinear<T> read_linear(const peft::TensorRef& weight, const peft::Tensor
       case WeightStorage::Kind::kActivations:
         break;
       case WeightStorage::Kind::kFile:
+        if (storage.int8_activations) {
+          peft::fail<peft::ConfigError>("{}: activations in 8 bits over a weight in {}; expected one in four bits (a folder that "
+                                        "bitsandbytes or peft quantize wrote), or --dtype nf4",
+                                        weight.where(), peft::name_of(weight.type));
+        }
         return detail::with_stored_linear(weight, std::move(added), head_dim, executor,
                                           [](auto layer) { return peft::AnyLinear<T>(std::move(layer)); });
       case WeightStorage::Kind::kNf4:
@@ -175,7 +188,7 @@ peft::AnyLinear<T> read_linear(const peft::AnyFourBitTensor& weight, const peft:
                                         peft::name_of(kCode));
         }
         if constexpr (!std::is_same_v<T, double>) {
-          if (storage.keeps_file()) return peft::FourBitLinear<kCode>(tensor, std::move(added));
+          if (storage.keeps_file()) return detail::four_bit_linear<kCode>(tensor, std::move(added), storage);
           Matrix<T> values(tensor.rows(), tensor.cols());
           tensor.template dequantize<T>(values.view(), executor);
           return peft::DenseLinear<T>(std::move(values), std::move(added));

@@ -13,6 +13,7 @@ struct WeightStorage {
   Kind kind = Kind::kActivations;
   Index block_size = 64;     ///< of kNf4 and kFp4
   bool double_quant = true;  ///< of them: their maxima are quantised too
+  bool int8_activations = false;  ///< linears in four bits take their activations in 8, for inference
 
   bool quantizes() const noexcept { return kind == Kind::kNf4 || kind == Kind::kFp4 || kind == Kind::kInt8; }
   bool keeps_file() const noexcept { return kind != Kind::kActivations; }

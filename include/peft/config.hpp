@@ -8,11 +8,18 @@
 #endif
 
 // -- processor ---------------------------------------------------------------------------------------------------
-// The SIMD kernels are written for x86-64 with GCC's or Clang's target regions; elsewhere the scalar path runs.
+// The SIMD kernels are written for x86-64 with GCC's or Clang's target regions, and for AArch64, whose NEON is no option;
+// elsewhere the scalar path runs.
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(PEFT_NO_SIMD)
 #define PEFT_X86_64 1
 #else
 #define PEFT_X86_64 0
+#endif
+#if defined(__aarch64__) && defined(__ARM_NEON) && !defined(__ARM_BIG_ENDIAN) && (defined(__GNUC__) || defined(__clang__)) && \
+    !defined(PEFT_NO_SIMD)
+#define PEFT_AARCH64 1
+#else
+#define PEFT_AARCH64 0
 #endif
 
 // -- ABI namespace -----------------------------------------------------------------------------------------------
@@ -33,7 +40,7 @@
 #else
 #define PEFT_ABI_MATH
 #endif
-#if !PEFT_X86_64
+#if !PEFT_X86_64 && !PEFT_AARCH64
 #define PEFT_ABI_SIMD _scalar
 #else
 #define PEFT_ABI_SIMD
@@ -61,12 +68,19 @@
 #define PEFT_TARGET_BEGIN_AVX512                                                                              \
   PEFT_PRAGMA(clang attribute push(                                                                           \
       __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function))
+#define PEFT_TARGET_BEGIN_AVX512VNNI                                                                          \
+  PEFT_PRAGMA(clang attribute push(                                                                           \
+      __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni"))),      \
+      apply_to = function))
 #define PEFT_TARGET_END PEFT_PRAGMA(clang attribute pop)
 #elif PEFT_X86_64
 #define PEFT_TARGET_BEGIN_AVX2 PEFT_PRAGMA(GCC push_options) PEFT_PRAGMA(GCC target("avx2,fma,f16c"))
 #define PEFT_TARGET_BEGIN_AVX512 \
   PEFT_PRAGMA(GCC push_options)  \
   PEFT_PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))
+#define PEFT_TARGET_BEGIN_AVX512VNNI \
+  PEFT_PRAGMA(GCC push_options)      \
+  PEFT_PRAGMA(GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni"))
 #define PEFT_TARGET_END PEFT_PRAGMA(GCC pop_options)
 #endif
 
@@ -89,6 +103,7 @@
 #define PEFT_OPAQUE_VECTOR(value) __asm__("" : "+v"(value))
 #elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
 #define PEFT_OPAQUE_SCALAR(value) __asm__ volatile("" : "+w"(value))
+#define PEFT_OPAQUE_VECTOR(value) __asm__("" : "+w"(value))
 #elif defined(__GNUC__) || defined(__clang__)
 #define PEFT_OPAQUE_SCALAR(value) __asm__ volatile("" : "+m"(value))
 #else
@@ -98,6 +113,9 @@
 #if PEFT_X86_64
 #define PEFT_VECTOR_INSTRUCTION(name, r, a, b) __asm__(name "\t{%2, %1, %0|%0, %1, %2}" : "=v"(r) : "v"(a), "v"(b))
 #define PEFT_VECTOR_INSTRUCTION1(name, r, a) __asm__(name "\t{%1, %0|%0, %1}" : "=v"(r) : "v"(a))
+#elif PEFT_AARCH64
+#define PEFT_VECTOR_INSTRUCTION(name, r, a, b) __asm__(name "\t%0.4s, %1.4s, %2.4s" : "=w"(r) : "w"(a), "w"(b))
+#define PEFT_VECTOR_INSTRUCTION1(name, r, a) __asm__(name "\t%0.4s, %1.4s" : "=w"(r) : "w"(a))
 #endif
 // Whether scalar arithmetic as it is written may come out otherwise: contracted, or, with -ffast-math, regrouped.
 #if defined(__FMA__) || defined(__FP_FAST_FMAF)

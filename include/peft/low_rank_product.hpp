@@ -227,6 +227,7 @@ void add_input_grad_terms(std::span<const BasicInputGradTerm<Accumulator<T>>> te
 template <Scalar T, PanelSource L>
 void panel_backward(const L& base, MatrixView<const T> dy, std::span<const BasicInputGradTerm<float>> terms,
                     MatrixView<T> dx, Accumulate mode, ExecutorRef executor) {
+  if constexpr (requires { base.check_backward(); }) base.check_backward();
   if (dx.empty()) return;
   kernels::GemmProblem problem = input_grad_problem(dx, mode);
   problem.k = dy.cols;

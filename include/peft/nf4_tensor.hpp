@@ -197,10 +197,19 @@ class FourBitTensor {
                                        row * cols() + first, count, out);
   }
   operand_type operand() const noexcept {
-    return {storage_.codes.data, kernels::table_of(kCode).value, scales(), storage_.block_size};
+    return {storage_.codes.data, kernels::table_of(kCode).value, scales(), storage_.block_size, nullptr};
   }
   void give_operand(const operand_type& operand, kernels::PanelFill& fill) const noexcept {
     if (cols() % storage_.block_size == 0) fill.four_bit = &operand;
+  }
+
+  void take_int8_activations(operand_type& operand) const {
+    if (cols() % storage_.block_size != 0) {
+      fail<ConfigError>("FourBitTensor: activations in 8 bits over rows of {} in blocks of {}; expected rows that begin with a "
+                        "block",
+                        cols(), storage_.block_size);
+    }
+    operand.int8 = &kernels::bytes_of(kCode);
   }
 
   /// Elements [first, first + count), counted flat. Throws ShapeError for elements that do not exist.

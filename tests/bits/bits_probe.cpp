@@ -440,6 +440,34 @@ void training(Hash& hash, ExecutorRef executor) {
   }
 }
 
+// -- activations in 8 bits: by every instruction set of this processor, which give the same bits -------------------------
+void int8_activations(Hash& hash, ExecutorRef executor) {
+  for (const Index rows : {Index{1}, Index{6}, Index{21}}) {
+    const Matrix<float> x = numbers<float>(rows, 192, 36), w = numbers<float>(70, 192, 37);
+    const Nf4Tensor tensor = Nf4Tensor::quantize(w.view(), {.block_size = 64, .double_quant = rows == 6}, executor);
+    kernels::FourBitOperand operand = tensor.operand();
+    tensor.take_int8_activations(operand);
+    Matrix<float> first;
+    for (const kernels::Isa isa : kernels::kIsas) {
+      if (!kernels::has_isa(isa)) continue;
+      Matrix<float> y(rows, 70);
+      kernels::GemmProblem p;
+      p.m = rows, p.n = 70, p.k = 192;
+      p.a = {x.data(), 192, DType::kF32, false};
+      p.b.four_bit = &operand;
+      p.c = y.data(), p.c_stride = 70;
+      kernels::detail::int8_four_bit(p, kernels::table_of(isa), executor);
+      if (first.empty()) {
+        hash.add(y);
+        first = std::move(y);
+      } else if (std::memcmp(y.data(), first.data(), static_cast<std::size_t>(y.size()) * sizeof(float)) != 0) {
+        std::printf("int8 of %s differs\n", std::string(kernels::name_of(isa)).c_str());
+        failed() = true;
+      }
+    }
+  }
+}
+
 // -- numbers that are not finite are seen, whatever the flags -----------------------------------------------------------
 void check(bool good, const char* what) {
   if (good) return;
@@ -480,6 +508,7 @@ int main() try {
   run("random", random_numbers);
   run("gemm", gemm_products);
   run("four_bits", four_bits);
+  run("int8_activations", int8_activations);
   run("lora", lora_methods);
   run("virtual_tokens", virtual_tokens);
   run("merge", merges);

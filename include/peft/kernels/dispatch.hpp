@@ -2,7 +2,6 @@
 /// Which instruction set the kernels use: the best that this processor has, or the one that PEFT_FORCE_ISA names.
 
 #include <cstdlib>
-#include <string>
 #include <string_view>
 
 #include "peft/config.hpp"
@@ -15,11 +14,28 @@
 PEFT_BEGIN_NAMESPACE
 namespace kernels {
 
-enum class Isa : unsigned char { kScalar, kAvx2, kAvx512 };
+/// kAvx512Vnni has AVX-512's kernels but for activations in 8 bits.
+enum class Isa : unsigned char { kScalar, kAvx2, kAvx512, kAvx512Vnni, kNeon };
+inline constexpr Isa kIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kNeon};
 
 constexpr std::string_view name_of(Isa isa) noexcept {
-  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "scalar";
+  switch (isa) {
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx512Vnni:
+      return "avx512vnni";
+    case Isa::kNeon:
+      return "neon";
+    case Isa::kScalar:
+      break;
+  }
+  return "scalar";
 }
+
+/// The instruction set whose kernels in float `isa` runs: their bits are the same.
+constexpr Isa float_isa(Isa isa) noexcept { return isa == Isa::kAvx512Vnni ? Isa::kAvx512 : isa; }
 
 namespace detail {
 
@@ -40,45 +56,38 @@ inline bool has_isa(Isa isa) noexcept {
 #if PEFT_X86_64
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && detail::has_f16c();
-  switch (isa) {
-    case Isa::kAvx512:
-      return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    case Isa::kAvx2:
-      return avx2;
-    case Isa::kScalar:
-      return true;
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (isa == Isa::kAvx512Vnni) {
+    return avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
   }
-  return false;
-#else
-  return isa == Isa::kScalar;
+  if (isa == Isa::kAvx512) return avx512;
+  if (isa == Isa::kAvx2) return avx2;
 #endif
+  return isa == Isa::kScalar || (isa == Isa::kNeon && PEFT_AARCH64);
 }
 
 namespace detail {
 
 inline Isa choose_isa() {
-  const Isa best = has_isa(Isa::kAvx512) ? Isa::kAvx512 : has_isa(Isa::kAvx2) ? Isa::kAvx2 : Isa::kScalar;
+  Isa best = Isa::kScalar;
+  for (const Isa isa : kIsas) {
+    if (has_isa(isa)) best = isa;
+  }
   const char* text = std::getenv("PEFT_FORCE_ISA");
   if (text == nullptr || *text == '\0') return best;
-  const std::string_view asked(text);
-  Isa forced = Isa::kScalar;
-  if (asked == "avx2") {
-    forced = Isa::kAvx2;
-  } else if (asked == "avx512" || asked == "avx512vnni" || asked == "avx512bf16") {
-    forced = Isa::kAvx512;  // the kernels have one AVX-512 form
-  } else if (asked != "scalar") {
-    fail<ConfigError>(
-        "choosing the instruction set: PEFT_FORCE_ISA is \"{}\"; expected scalar, avx2, avx512, avx512vnni or "
-        "avx512bf16",
-        asked);
-  }
-  if (!has_isa(forced)) {
+  // AVX512-BF16 has no kernels of its own: docs/qlora.md has the measurement.
+  const std::string_view asked = std::string_view(text) == "avx512bf16" ? name_of(Isa::kAvx512Vnni) : text;
+  for (const Isa isa : kIsas) {
+    if (name_of(isa) != asked) continue;
+    if (has_isa(isa)) return isa;
     fail<ConfigError>("choosing the instruction set: PEFT_FORCE_ISA is \"{}\", which this processor lacks; its best is "
                       "\"{}\"",
-                      asked, name_of(best));
+                      text, name_of(best));
   }
-  return forced;
+  fail<ConfigError>("choosing the instruction set: PEFT_FORCE_ISA is \"{}\"; expected scalar, avx2, avx512, "
+                    "avx512vnni, avx512bf16 or neon",
+                    text);
 }
 
 }  // namespace detail

@@ -14,6 +14,7 @@
 #include "peft/core/rounded.hpp"
 #include "peft/kernels/arithmetic.hpp"
 #include "peft/kernels/gemm.hpp"
+#include "peft/kernels/int8_four_bit.hpp"
 #include "peft/kernels/kernel_table.hpp"
 #include "peft/kernels/scratch.hpp"
 #include "peft/kernels/thin_blocks.hpp"
@@ -263,6 +264,10 @@ inline void gemm(const GemmProblem& p, ExecutorRef executor) {
   const KernelTable& table = kernels::table();
   if (detail::is_thin(p)) {
     detail::thin_gemm(p, table, executor);
+    return;
+  }
+  if (detail::takes_int8(p)) {
+    detail::int8_four_bit(p, table, executor);
     return;
   }
   if (detail::is_thin_four_bit(p)) {

@@ -6,6 +6,7 @@
 #include "peft/core/scalar.hpp"
 #include "peft/kernels/block_format.hpp"
 #include "peft/kernels/block_scales.hpp"
+#include "peft/kernels/int8_activations.hpp"
 
 PEFT_BEGIN_NAMESPACE
 namespace kernels {
@@ -25,6 +26,7 @@ struct FourBitOperand {
   const float* value = nullptr;         ///< [16]
   BlockScales scales{};
   Index block = 0;
+  const ByteValues* int8 = nullptr;  ///< activations are taken in 8 bits (int8_activations.hpp), by these values; or nullptr
 };
 
 /// W [n, k] in a GGUF's blocks.

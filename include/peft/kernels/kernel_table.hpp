@@ -13,6 +13,10 @@
 #if PEFT_X86_64
 #include "peft/kernels/isa/avx2.hpp"
 #include "peft/kernels/isa/avx512.hpp"
+#include "peft/kernels/isa/avx512vnni.hpp"
+#endif
+#if PEFT_AARCH64
+#include "peft/kernels/isa/neon.hpp"
 #endif
 #endif
 
@@ -24,8 +28,12 @@ PEFT_SEPARABLE const KernelTable& table_of(Isa isa) noexcept;
 #if PEFT_DEFINES_SEPARABLE
 PEFT_SEPARABLE const KernelTable& table_of(Isa isa) noexcept {
 #if PEFT_X86_64
+  if (isa == Isa::kAvx512Vnni) return avx512vnni::kTable;
   if (isa == Isa::kAvx512) return avx512::kTable;
   if (isa == Isa::kAvx2) return avx2::kTable;
+#endif
+#if PEFT_AARCH64
+  if (isa == Isa::kNeon) return neon::kTable;
 #endif
   (void)isa;
   return scalar::kTable;

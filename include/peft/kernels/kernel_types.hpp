@@ -8,6 +8,7 @@
 #include "peft/kernels/block_format.hpp"
 #include "peft/kernels/eight_bit.hpp"
 #include "peft/kernels/four_bit.hpp"
+#include "peft/kernels/int8_activations.hpp"
 
 PEFT_BEGIN_NAMESPACE
 namespace kernels {
@@ -71,7 +72,8 @@ struct ThinFourBitCall {
   Index x_stride = 0;
   const std::uint8_t* codes = nullptr;  ///< rows of k/2 bytes
   const float* value = nullptr;         ///< [16]
-  const float* scales = nullptr;        ///< [n][scale_stride ≥ k/block + 4], 0 behind the last block
+  const float* scales = nullptr;        ///< [n][scale_stride]; three floats behind a row may be read, and are zeros unless k is
+                                        ///< a multiple of 128
   Index scale_stride = 0;
   float* y = nullptr;
   Index y_stride = 0;
@@ -190,6 +192,11 @@ struct KernelTable {
   /// out[j] = element first + j of a row of blocks, j < count.
   void (*decode_blocks)(BlockFormat format, const std::uint8_t* row, Index first, Index count, float* out) noexcept;
   void (*thin_blocks)(const ThinBlocksCall& call) noexcept;
+  /// out[j] = map[code j]·factor + offset, rounded after each; map [256] is aligned to 64 bytes.
+  void (*expand_scales)(Index n, const std::uint8_t* codes, const float* map, float factor, float offset, float* out) noexcept;
+  Index int8_bytes;  ///< of an activation in 8 bits, as these two keep it
+  void (*quantize_int8)(const Int8RowCall& call) noexcept;
+  void (*four_bit_int8)(const Int8FourBitCall& call) noexcept;
 };
 
 }  // namespace kernels

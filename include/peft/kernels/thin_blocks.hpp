@@ -11,7 +11,7 @@ namespace kernels {
 namespace detail {
 
 /// Whether thin_blocks() can run `p`, and should.
-inline bool is_thin_blocks(const GemmProblem& p) noexcept { return p.b.blocks != nullptr && is_thin_packed(p); }
+inline bool is_thin_blocks(const GemmProblem& p) noexcept { return p.b.blocks != nullptr && is_thin_packed(p, kThinRows); }
 
 /// Runs `p`, which is_thin_blocks(). Same bits for any number of threads.
 inline void thin_blocks(const GemmProblem& p, const KernelTable& table, ExecutorRef executor) {

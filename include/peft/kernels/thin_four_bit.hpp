@@ -1,9 +1,9 @@
 #pragma once
 /// Products of a few rows (decoding) over a weight in four bits: its codes are read once for four rows, as four streams, and
-/// decoded in registers. The scales of a task's rows are laid out first, from 8 bits where they are quantised too.
-
+/// decoded in registers. The scales of a task's rows are made first where they are quantised too.
 
 #include "peft/kernels/arithmetic.hpp"
+#include "peft/kernels/row_scales.hpp"
 #include "peft/kernels/thin_packed.hpp"
 
 PEFT_BEGIN_NAMESPACE
@@ -11,13 +11,15 @@ namespace kernels {
 namespace detail {
 
 /// Whether thin_four_bit() can run `p`, and should.
-inline bool is_thin_four_bit(const GemmProblem& p) noexcept { return p.b.four_bit != nullptr && is_thin_packed(p); }
+inline bool is_thin_four_bit(const GemmProblem& p) noexcept {
+  return p.b.four_bit != nullptr && is_thin_packed(p, kThinPackedRows);
+}
 
 /// Runs `p`, which is_thin_four_bit(). Same bits for any number of threads.
 inline void thin_four_bit(const GemmProblem& p, const KernelTable& table, ExecutorRef executor) {
   const FourBitOperand& w = *p.b.four_bit;
   // Whole groups of the widest kernel.
-  const Index x_stride = ceil_div(p.k, 128) * 128, blocks = p.k / w.block, scale_stride = blocks + 4;
+  const Index x_stride = ceil_div(p.k, 128) * 128;
   float* const x = scratch(ScratchSlot::kThin, p.m * x_stride + p.k + p.m * total_rank(p));
   float* const row = x + p.m * x_stride;
   for (Index i = 0; i < p.m; ++i) {
@@ -27,18 +29,14 @@ inline void thin_four_bit(const GemmProblem& p, const KernelTable& table, Execut
   float* const s = row + p.k;
   scale_terms(p, s);
   thin_packed(p, table, s, executor, [&](Index first, Index count, float* y) {
-    float* const scales = scratch(ScratchSlot::kTile, count * scale_stride);
-    for (Index j = 0; j < count; ++j) {
-      float* const own = scales + j * scale_stride;
-      for (Index b = 0; b < blocks; ++b) own[b] = w.scales[(first + j) * blocks + b];
-      fill_floats(own + blocks, 4, 0.0f);
-    }
+    const RowScales scales = RowScales::read(w, table, p.k, p.n, first, count,
+                                             scratch(ScratchSlot::kTile, RowScales::floats(count, p.k / w.block)));
     for (Index i = 0; i < p.m; i += 4) {
       ThinFourBitCall call;
       call.m = smaller(4, p.m - i), call.n = count, call.k = p.k, call.block = w.block;
       call.x = x + i * x_stride, call.x_stride = x_stride;
       call.codes = w.codes + first * (p.k / 2), call.value = w.value;
-      call.scales = scales, call.scale_stride = scale_stride;
+      call.scales = scales.data, call.scale_stride = scales.stride;
       call.y = y + i * kWideColumns, call.y_stride = kWideColumns;
       table.thin_4bit(call);
     }

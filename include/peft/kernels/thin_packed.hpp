@@ -10,9 +10,12 @@ PEFT_BEGIN_NAMESPACE
 namespace kernels {
 namespace detail {
 
-/// Whether `p` is a product of few rows whose terms lie as thin kernels read them.
-inline bool is_thin_packed(const GemmProblem& p) noexcept {
-  bool thin = p.m <= kThinRows && p.k > 0 && !p.a.transposed && p.low_rank_mask.bits == nullptr;
+// Rows that a format may have multiplied here, at most.
+inline constexpr Index kThinPackedRows = 24;
+
+/// Whether `p` is a product of at most `most` rows whose terms lie as thin kernels read them.
+inline bool is_thin_packed(const GemmProblem& p, Index most) noexcept {
+  bool thin = p.m <= most && p.k > 0 && !p.a.transposed && p.low_rank_mask.bits == nullptr;
   for (Index t = 0; t < p.low_rank_count; ++t) thin = thin && p.low_rank[t].l_transposed;
   return thin;
 }
@@ -27,14 +30,14 @@ inline void scale_terms(const GemmProblem& p, float* s) noexcept {
   }
 }
 
-/// Runs `p`, of at most kThinRows rows. `s` as scale_terms writes it. multiply(first, count, y) writes x·Wᵀ of columns
+/// Runs `p`, of at most kThinPackedRows rows. `s` as scale_terms writes it. multiply(first, count, y) writes x·Wᵀ of columns
 /// [first, first + count), at most kWideColumns, to rows of y that are kWideColumns apart. Same bits for any number of threads.
 template <class Multiply>
 void thin_packed(const GemmProblem& p, const KernelTable& table, const float* s, ExecutorRef executor,
                  const Multiply& multiply) {
   parallel_for_ranges(executor, p.n, thin_grain(p.n), [&](Index first, Index last) {
     const Index count = last - first;
-    float y[kThinRows * kWideColumns], extra[4 * kWideColumns];
+    float y[kThinPackedRows * kWideColumns], extra[4 * kWideColumns];
     multiply(first, count, y);
     for (Index i = 0; i < p.m; i += 4) {
       const Index rows = smaller(4, p.m - i);

@@ -26,7 +26,7 @@ inline const std::string kExpAvg = "exp_avg", kExpAvgSq = "exp_avg_sq", kCodes =
 }  // namespace detail
 
 /// The instruction set that computes here, as a train state records it.
-inline std::string own_isa() { return std::string(kernels::name_of(kernels::active_isa())); }
+inline std::string own_isa() { return std::string(kernels::name_of(kernels::float_isa(kernels::active_isa()))); }
 
 /// `state` to be written: refers to the same memory. `more` is added to its identity: what the trainer cannot know,
 /// such as the model's file.

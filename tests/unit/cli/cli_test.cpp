@@ -266,6 +266,15 @@ TEST_CASE("train and eval: weights as the file has them learn what f32 does; in 
   };
   CHECK(loss({"--dtype", "native"}) == Approx(loss({})).epsilon(1e-6));
   CHECK(loss({"--dtype", "fp4"}) != loss({"--dtype", "nf4"}));
+  // With activations in 8 bits it is another computation, and a near one.
+  const double full = loss({"--dtype", "nf4", "--block", "32"});
+  const double int8 = loss({"--dtype", "nf4", "--block", "32", "--int8-activations"});
+  CHECK(int8 != full);
+  CHECK(int8 == Approx(full).epsilon(0.01));
+  const Outcome refused = run(place.folder, {"eval", "--model", model, "--data", place.train, "--metrics", "loss", "--dtype", "native",
+                                             "--int8-activations"});
+  CHECK(refused.status == 1);
+  CHECK(has(refused.err, "activations in 8 bits over a weight in Q"));
 }
 
 TEST_CASE("train: a configuration file instead of options") {
@@ -441,6 +450,8 @@ TEST_CASE("what is wrong is said with place and expectation, and nothing is left
   refuse({"--dtype", "int3"}, "--dtype", 2);
   refuse({"--block", "64"}, "--block: is no option of --dtype f32", 2);
   refuse({"--no-double-quant", "--dtype", "native"}, "is no option of --dtype native", 2);
+  refuse({"--int8-activations", "--dtype", "bf16"}, "--int8-activations: is no option of --dtype bf16", 2);
+  refuse({"--int8-activations", "--dtype", "nf4"}, "is for eval and generate: rounding to 8 bits has no gradient", 2);
   refuse({"--method", "qlora", "--dtype", "bf16"}, "expected nf4 or fp4", 2);
   refuse({"--dtype", "nf4", "--block", "48"}, "the block size is 48");
   refuse({"--no-such-option"}, "--no-such-option", 2);

@@ -11,3 +11,9 @@ foreach(isa scalar avx2 avx512)
   set_tests_properties(isa_${isa} PROPERTIES ENVIRONMENT "PEFT_FORCE_ISA=${isa}" LABELS unit TIMEOUT 900
     SKIP_REGULAR_EXPRESSION "which this processor lacks")
 endforeach()
+# AVX-512's kernels in float under another name (those for activations in 8 bits are test_nf4's): the first test is enough.
+foreach(isa avx512vnni avx512bf16)
+  add_test(NAME isa_${isa} COMMAND test_kernels "the forced*")
+  set_tests_properties(isa_${isa} PROPERTIES ENVIRONMENT "PEFT_FORCE_ISA=${isa}" LABELS unit
+    SKIP_REGULAR_EXPRESSION "which this processor lacks")
+endforeach()

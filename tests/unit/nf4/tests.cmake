@@ -1,5 +1,5 @@
 peft_add_test(nf4 ${CMAKE_CURRENT_LIST_DIR}/nf4_tensor_test.cpp ${CMAKE_CURRENT_LIST_DIR}/nf4_linear_test.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/bnb_4bit_test.cpp LABELS unit)
+  ${CMAKE_CURRENT_LIST_DIR}/bnb_4bit_test.cpp ${CMAKE_CURRENT_LIST_DIR}/int8_activations_test.cpp LABELS unit)
 
 # The same program on every instruction set.
 foreach(isa scalar avx2 avx512)

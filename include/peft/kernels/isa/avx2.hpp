@@ -261,6 +261,57 @@ PEFT_ALWAYS_INLINE float half_at(const std::uint8_t* p) noexcept {
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
 }
 
+// Activations in 8 bits, kept as 16: pairs of products are added exactly, where vpmaddubsw's sums of bytes could saturate. Of
+// the bytes of a word, the even ones and the odd ones make a vector of pairs each; see int8.inc.
+using Q = std::int16_t;
+inline constexpr Index kQBytes = 128;
+using QTable = __m256i;
+PEFT_ALWAYS_INLINE QTable qtable(const std::int8_t* value) noexcept {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(value)));
+}
+PEFT_ALWAYS_INLINE void utranspose(U* r) noexcept {
+  V v[W];
+  PEFT_UNROLL_PRAGMA(8) for (Index i = 0; i < W; ++i) v[i] = vof(r[i]);
+  vtranspose(v);
+  PEFT_UNROLL_PRAGMA(8) for (Index i = 0; i < W; ++i) r[i] = ubits(v[i]);
+}
+PEFT_ALWAYS_INLINE void qstore_eight(const float* whole, Q* q) noexcept {
+  const __m256i order = _mm256_setr_epi32(1, 5, 3, 7, 0, 4, 2, 6);
+  const __m256i words = _mm256_permutevar8x32_epi32(_mm256_cvtps_epi32(_mm256_loadu_ps(whole)), order);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q),
+                   _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+PEFT_ALWAYS_INLINE void qstore(QTable table, U words, std::uint8_t* panel) noexcept {
+  __m256i* const out = reinterpret_cast<__m256i*>(panel);
+  const __m256i nibble = _mm256_set1_epi8(15);
+  const __m256i lower = _mm256_shuffle_epi8(table, _mm256_and_si256(words, nibble));
+  const __m256i upper = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(words, 4), nibble));
+  _mm256_store_si256(out, _mm256_srai_epi16(_mm256_slli_epi16(lower, 8), 8));
+  _mm256_store_si256(out + 1, _mm256_srai_epi16(lower, 8));
+  _mm256_store_si256(out + 2, _mm256_srai_epi16(_mm256_slli_epi16(upper, 8), 8));
+  _mm256_store_si256(out + 3, _mm256_srai_epi16(upper, 8));
+}
+PEFT_ALWAYS_INLINE U qbegin(std::int32_t) noexcept { return _mm256_setzero_si256(); }
+PEFT_ALWAYS_INLINE U qmultiply(U sum, const std::uint8_t* panel, const Q* q) noexcept {
+  PEFT_UNROLL_PRAGMA(4) for (int i = 0; i < 4; ++i) {
+    int pair;
+    std::memcpy(&pair, q + 2 * i, sizeof(pair));
+    const __m256i weights = _mm256_load_si256(reinterpret_cast<const __m256i*>(panel) + i);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(weights, _mm256_set1_epi32(pair)));
+  }
+  return sum;
+}
+inline constexpr Index kQTogether = 2;
+PEFT_ALWAYS_INLINE U qbegin_lanes(const std::int32_t*) noexcept { return _mm256_setzero_si256(); }
+PEFT_ALWAYS_INLINE U qmultiply_lanes(U sum, const std::uint8_t* panel, const Q* q) noexcept {
+  const __m256i* const weights = reinterpret_cast<const __m256i*>(panel);
+  const __m256i* const x = reinterpret_cast<const __m256i*>(q);
+  PEFT_UNROLL_PRAGMA(4) for (int i = 0; i < 4; ++i) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_load_si256(weights + i), _mm256_loadu_si256(x + i)));
+  }
+  return sum;
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx2

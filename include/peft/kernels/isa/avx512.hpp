@@ -276,6 +276,56 @@ PEFT_ALWAYS_INLINE float half_at(const std::uint8_t* p) noexcept {
   return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
 }
 
+// Activations in 8 bits, kept as 16; see avx2.hpp.
+using Q = std::int16_t;
+inline constexpr Index kQBytes = 256;
+using QTable = __m512i;
+inline constexpr __mmask64 kAllBytes = ~__mmask64{0};
+inline constexpr __mmask32 kAllHalves = ~__mmask32{0};
+PEFT_ALWAYS_INLINE QTable qtable(const std::int8_t* value) noexcept {
+  return _mm512_maskz_broadcast_i32x4(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(value)));
+}
+PEFT_ALWAYS_INLINE void utranspose(U* r) noexcept {
+  V v[W];
+  PEFT_UNROLL_PRAGMA(16) for (Index i = 0; i < W; ++i) v[i] = vof(r[i]);
+  vtranspose(v);
+  PEFT_UNROLL_PRAGMA(16) for (Index i = 0; i < W; ++i) r[i] = ubits(v[i]);
+}
+PEFT_ALWAYS_INLINE void qstore_eight(const float* whole, Q* q) noexcept {
+  const __m256i order = _mm256_setr_epi32(1, 5, 3, 7, 0, 4, 2, 6);
+  const __m256i words = _mm256_permutevar8x32_epi32(_mm256_cvtps_epi32(_mm256_loadu_ps(whole)), order);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm256_maskz_cvtepi32_epi16(kAll8, words));
+}
+PEFT_ALWAYS_INLINE void qstore(QTable table, U words, std::uint8_t* panel) noexcept {
+  const __m512i nibble = _mm512_set1_epi8(15), upper_codes = _mm512_maskz_srli_epi16(kAllHalves, words, 4);
+  const __m512i lower = _mm512_maskz_shuffle_epi8(kAllBytes, table, _mm512_and_si512(words, nibble));
+  const __m512i upper = _mm512_maskz_shuffle_epi8(kAllBytes, table, _mm512_and_si512(upper_codes, nibble));
+  const __m512i lower_even = _mm512_maskz_slli_epi16(kAllHalves, lower, 8);
+  const __m512i upper_even = _mm512_maskz_slli_epi16(kAllHalves, upper, 8);
+  _mm512_store_si512(panel, _mm512_maskz_srai_epi16(kAllHalves, lower_even, 8));
+  _mm512_store_si512(panel + 64, _mm512_maskz_srai_epi16(kAllHalves, lower, 8));
+  _mm512_store_si512(panel + 128, _mm512_maskz_srai_epi16(kAllHalves, upper_even, 8));
+  _mm512_store_si512(panel + 192, _mm512_maskz_srai_epi16(kAllHalves, upper, 8));
+}
+PEFT_ALWAYS_INLINE U qbegin(std::int32_t) noexcept { return _mm512_setzero_si512(); }
+PEFT_ALWAYS_INLINE U qmultiply(U sum, const std::uint8_t* panel, const Q* q) noexcept {
+  PEFT_UNROLL_PRAGMA(4) for (int i = 0; i < 4; ++i) {
+    int pair;
+    std::memcpy(&pair, q + 2 * i, sizeof(pair));
+    sum = _mm512_add_epi32(sum, _mm512_maskz_madd_epi16(kAll, _mm512_load_si512(panel + 64 * i), _mm512_set1_epi32(pair)));
+  }
+  return sum;
+}
+inline constexpr Index kQTogether = 2;
+PEFT_ALWAYS_INLINE U qbegin_lanes(const std::int32_t*) noexcept { return _mm512_setzero_si512(); }
+PEFT_ALWAYS_INLINE U qmultiply_lanes(U sum, const std::uint8_t* panel, const Q* q) noexcept {
+  PEFT_UNROLL_PRAGMA(4) for (int i = 0; i < 4; ++i) {
+    const __m512i weights = _mm512_load_si512(panel + 64 * i);
+    sum = _mm512_add_epi32(sum, _mm512_maskz_madd_epi16(kAll, weights, _mm512_loadu_si512(q + 32 * i)));
+  }
+  return sum;
+}
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::avx512

@@ -172,6 +172,31 @@ PEFT_ALWAYS_INLINE float half_at(const std::uint8_t* p) noexcept {
   return static_cast<float>(h);
 }
 
+// Activations in 8 bits; see int8.inc.
+using Q = std::int8_t;
+inline constexpr Index kQBytes = 8;
+using QTable = const std::int8_t*;
+PEFT_ALWAYS_INLINE QTable qtable(const std::int8_t* value) noexcept { return value; }
+PEFT_ALWAYS_INLINE void utranspose(U*) noexcept {}
+PEFT_ALWAYS_INLINE void qstore_eight(const float* whole, Q* q) noexcept {
+  for (int i = 0; i < 8; ++i) q[i] = static_cast<Q>(whole[i]);
+}
+PEFT_ALWAYS_INLINE void qstore(QTable table, U word, std::uint8_t* panel) noexcept {
+  for (int i = 0; i < 8; ++i) {
+    panel[i ^ 1] = static_cast<std::uint8_t>(table[word & 15u]);
+    word >>= 4;
+  }
+}
+PEFT_ALWAYS_INLINE U qbegin(std::int32_t) noexcept { return 0; }
+PEFT_ALWAYS_INLINE U qmultiply(U sum, const std::uint8_t* panel, const Q* q) noexcept {
+  std::int32_t total = static_cast<std::int32_t>(sum);
+  for (int i = 0; i < 8; ++i) total += static_cast<std::int8_t>(panel[i]) * q[i];
+  return static_cast<U>(total);
+}
+inline constexpr Index kQTogether = 8;
+PEFT_ALWAYS_INLINE U qbegin_lanes(const std::int32_t*) noexcept { return 0; }
+PEFT_ALWAYS_INLINE U qmultiply_lanes(U sum, const std::uint8_t* panel, const Q* q) noexcept { return qmultiply(sum, panel, q); }
+
 #include "peft/kernels/isa/body.inc"
 
 }  // namespace kernels::scalar
