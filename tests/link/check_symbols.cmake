@@ -18,7 +18,7 @@ set(wrong)
 foreach(line IN LISTS lines)
   if(line MATCHES "^[0-9a-f]+ <(.*)>:")
     set(function "${CMAKE_MATCH_1}")
-  elseif(function MATCHES "N4peft4v0_17kernels(4avx2|6avx512)")
+  elseif(function MATCHES "N4peft4v0_17kernels(4avx2|6avx512|10avx512vnni)")
     math(EXPR inside "${inside} + 1")
   elseif(line MATCHES "tzcnt" AND NOT line MATCHES "%[yz]mm")
     # `rep bsf` to older processors, which compilers use for that reason
