@@ -1,6 +1,6 @@
 // One token at a time of a model of SmolLM2-135M's shape, batch 1, after 64 tokens of context: base model alone, with an
 // unmerged LoRA of rank 8 on all linears, and with a bottleneck adapter (seq_bn, a sixteenth as wide) in every layer; weights
-// in float and bf16. The limit is the time in which the same threads read
+// in float and bf16, and in NF4, quantised twice, with embedding and head in float or bf16. The limit is the time in which the same threads read
 // a buffer as large as the weights, measured every few tokens: the rate of a machine that others use too changes from
 // second to second.
 //   bench_decode [--benchmark_filter=decode/bf16]; rows: tok/s, % of the read limit, peak memory.
@@ -41,8 +41,8 @@ enum class Added { kNothing, kLora, kAdapter };
 template <Scalar T>
 class Decoder {
  public:
-  explicit Decoder(Added added)
-      : model_(random_llama<T>(smollm2_135m())), cache_(model_.config(), kPrompt + kGenerated), ids_(kPrompt) {
+  Decoder(Added added, Kept kept)
+      : model_(random_llama<T>(smollm2_135m(), kept)), cache_(model_.config(), kPrompt + kGenerated), ids_(kPrompt) {
     if (added == Added::kLora) {
       LoraConfig config = lora_of(true);
       config.init_lora_weights = false;  // B starts with numbers
@@ -82,12 +82,20 @@ class Decoder {
   Matrix<float> logits_;
 };
 
+/// What a token reads: a code of 4 bits and 1/64 of a byte of scale a weight, and a head of `head` bytes a number.
+Index bytes_per_token(Index head) {
+  const auto config = smollm2_135m();
+  const Index in_head = config.vocab_size * config.hidden_size, in_layers = weights_per_token(config) - in_head;
+  return in_layers / 2 + in_layers / 64 + head * in_head;
+}
+
 template <Scalar T>
-void decode(benchmark::State& state, Added added) {
-  Decoder<T> decoder(added);
+void decode(benchmark::State& state, Added added, Kept kept = Kept::kDense) {
+  Decoder<T> decoder(added, kept);
   for (Index i = 0; i < kGenerated; ++i) decoder.token();
   const double peak = peak_memory_mib();
-  ReadBuffer weights(weights_per_token(smollm2_135m()) * static_cast<Index>(sizeof(T)));
+  ReadBuffer weights(kept == Kept::kDense ? weights_per_token(smollm2_135m()) * static_cast<Index>(sizeof(T))
+                                          : bytes_per_token(kept == Kept::kNf4 ? 4 : 2));
   std::vector<double> token_seconds, share;
   for (auto _ : state) {
     const auto start = std::chrono::steady_clock::now();
@@ -124,6 +132,10 @@ int main(int argc, char** argv) {
     add("decode/bf16/base", [](benchmark::State& state) { decode<bf16>(state, Added::kNothing); });
     add("decode/bf16/lora", [](benchmark::State& state) { decode<bf16>(state, Added::kLora); });
     add("decode/bf16/adapter", [](benchmark::State& state) { decode<bf16>(state, Added::kAdapter); });
+    add("decode/nf4/base", [](benchmark::State& state) { decode<float>(state, Added::kNothing, Kept::kNf4); });
+    add("decode/nf4/lora", [](benchmark::State& state) { decode<float>(state, Added::kLora, Kept::kNf4); });
+    add("decode/nf4_bf16_head/base", [](benchmark::State& state) { decode<float>(state, Added::kNothing, Kept::kNf4WithBf16Table); });
+    add("decode/nf4_bf16_head/lora", [](benchmark::State& state) { decode<float>(state, Added::kLora, Kept::kNf4WithBf16Table); });
     benchmark::RunSpecifiedBenchmarks();
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -1,5 +1,6 @@
 // One LoRA training step (forward, backward, AdamW) of a model of SmolLM2-135M's shape on 4 sequences of 128 tokens with a
-// label on every position, float, and the bare matrix products of that step as its limit.
+// label on every position, float, and the bare matrix products of that step as its limit. QLoRA's: linears in NF4, quantised
+// twice; embedding and head, which are tied, and what is saved for backward in bf16; two sub-batches.
 //   bench_step [--benchmark_filter='lora_step/qv|products']; rows: tok/s, % of the FMA rate, peak memory so far.
 
 #include <benchmark/benchmark.h>
@@ -55,11 +56,12 @@ void report(benchmark::State& state) {
   state.counters["peak_MiB"] = peak_memory_mib();
 }
 
-PackedBatch random_batch(Index vocabulary) {
-  Philox random(7);
+/// `sequences` of kLength random tokens.
+PackedBatch random_batch(Index vocabulary, Index sequences, std::uint64_t seed) {
+  Philox random(seed);
   const auto id = [&] { return static_cast<std::int32_t>(random.uniform(0.0f, static_cast<float>(vocabulary - 1))); };
   PackedBatch batch;
-  for (Index s = 0; s < kSequences; ++s) {
+  for (Index s = 0; s < sequences; ++s) {
     for (std::int32_t i = 0; i < kLength; ++i) {
       batch.ids.push_back(id());
       batch.positions.push_back(i);
@@ -70,27 +72,40 @@ PackedBatch random_batch(Index vocabulary) {
   return batch;
 }
 
-void lora_step(benchmark::State& state, bool all_linears, DType saved = DType::kF32) {
-  Llama<float> model = random_llama<float>(smollm2_135m());
-  model.set_saved_activations(saved);
+void train_steps(benchmark::State& state, Llama<float>& model, bool all_linears, Index sub_batches) {
   const std::vector<AdaptedLinear<float>*> sites = model.sites();
   AdapterRegistry<float> registry;
   registry.add_adapter("default", lora_of(all_linears), sites, 0);
   registry.set_adapter("default");
   model.select(registry.selection());
   AdamW<float> optimizer;
-  const PackedBatch batch = random_batch(model.config().vocab_size);
+  std::vector<PackedBatch> batches;
+  for (Index i = 0; i < sub_batches; ++i) {
+    batches.push_back(random_batch(model.config().vocab_size, kSequences / sub_batches, static_cast<std::uint64_t>(7 + i)));
+  }
   std::uint32_t step = 0;
   const auto run = [&] {
     model.for_each_parameter(
         [](const ParameterInfo&, VectorView<float>, VectorView<float> grad) { std::fill(grad.begin(), grad.end(), 0.0f); });
     LossSum sum;
-    model.forward_backward(batch, 1.0 / static_cast<double>(kTokens), 1, step++, sum);
+    for (const PackedBatch& batch : batches) model.forward_backward(batch, 1.0 / static_cast<double>(kTokens), 1, step, sum);
+    ++step;
     optimizer.step(model, 3e-4, 1.0, default_executor());
   };
   run();  // memory is touched, the moments are made
   for (auto _ : state) run();
   report(state);
+}
+
+void lora_step(benchmark::State& state, bool all_linears, DType saved = DType::kF32) {
+  Llama<float> model = random_llama<float>(smollm2_135m());
+  model.set_saved_activations(saved);
+  train_steps(state, model, all_linears, 1);
+}
+void qlora_step(benchmark::State& state, bool all_linears) {
+  Llama<float> model = random_llama<float>(smollm2_135m(), Kept::kNf4WithBf16Table);
+  model.set_saved_activations(DType::kBF16);
+  train_steps(state, model, all_linears, 2);
 }
 
 /// Every product of the step, nothing else: y = x·Wᵀ through the layers, then dx = dy·W back.
@@ -143,6 +158,8 @@ int main(int argc, char** argv) {
     add("lora_step/qv", [](benchmark::State& state) { lora_step(state, false); });
     add("lora_step/qv_saved_bf16", [](benchmark::State& state) { lora_step(state, false, DType::kBF16); });
     add("lora_step/all_linears", [](benchmark::State& state) { lora_step(state, true); });
+    add("qlora_step/qv", [](benchmark::State& state) { qlora_step(state, false); });
+    add("qlora_step/all_linears", [](benchmark::State& state) { qlora_step(state, true); });
     add("products", products);
     benchmark::RunSpecifiedBenchmarks();
   } catch (const Error& error) {

@@ -5,8 +5,8 @@
                                         [--data DIR] [--model FILE] [--out FILE] [--list]
 
 Makes its own Python environments (benchmarks/requirements.txt, requirements-adapters.txt) in build/peers and
-build/peers-adapters unless --env and --adapters-env name some, and builds the benchmarks in build/bench. Both sides run with two threads. The row "job" needs the files medquad-train.jsonl and
-medquad-val.jsonl in --data, and fetches SmolLM2-135M-Instruct (97 MB) unless --model names it.
+build/peers-adapters unless --env and --adapters-env name some, and builds the benchmarks in build/bench. Both sides run with two threads. The rows "job" and "job-qlora" need the files medquad-train.jsonl and
+medquad-val.jsonl in --data, and fetch SmolLM2-135M-Instruct (97 MB) unless --model names it.
 """
 
 import argparse
@@ -77,14 +77,16 @@ class Script:
         return Result(result[self.counter], result["peak_MiB"], {}, losses)
 
 
+@dataclasses.dataclass
 class Job:
-    """peft train with the settings of peers/medquad_job.py."""
+    """peft train with the settings of peers/medquad_job.py, and those of `weights`."""
+    weights: tuple = ()
 
     def measure(self, context):
         with tempfile.TemporaryDirectory() as folder:
             text = run([context.build / "bin" / "peft", "train", "--model", context.model, "--data", context.train,
                         "--val", context.validation, "--max-records", "160", "--max-val-records", "40",
-                        "--out", pathlib.Path(folder) / "run", "--method", "lora", "--r", "8", "--lora-alpha", "32",
+                        "--out", pathlib.Path(folder) / "run", *(self.weights or ("--method", "lora")), "--r", "8", "--lora-alpha", "32",
                         "--lora-dropout", "0.05", "--target-modules", "q_proj,v_proj", "--batch", "4", "--accumulate", "4",
                         "--epochs", "1", "--lr", "3e-4", "--lr-scheduler", "linear", "--max-length", "256", "--json"])
         result = json.loads(text.splitlines()[-1])
@@ -93,7 +95,7 @@ class Job:
 
 @dataclasses.dataclass
 class Row:
-    """Goals: at least `ratio` times the peer; below `below` (in the unit); at least `share` percent of the limit named;
+    """Goals: at least `ratio` times the peer; below `below`, at least `above` (in the unit); at least `share` percent of the limit named;
     at most `memory` MiB, or `memory_share` of the peer's; at least `of_products` of the rate of the step's bare matrix products on MKL in the same run;
     a validation loss at most 0.01 above theirs."""
     what: str
@@ -103,6 +105,7 @@ class Row:
     higher: bool = True
     ratio: float | None = None
     below: float | None = None
+    above: float | None = None
     share: tuple | None = None
     memory: float | None = None
     memory_share: float | None = None
@@ -121,6 +124,11 @@ def decode_row(dtype, adapter):
     what = "LoRA r = 8 on all linears, unmerged" if adapter == "lora" else "no adapter"
     return Row(f"decode, batch 1, {dtype}, {what}", "tok/s", Bench("bench_decode", f"decode/{dtype}/{adapter}", "tok/s"),
                Script("decode.py", (dtype, adapter), "tok/s"), share=("%read", 85))
+
+
+def nf4_decode_row(name, head, goal):
+    return Row(f"decode, batch 1, NF4 quantised twice, tied head in {head} (theirs float), LoRA r = 8 on all linears, unmerged", "tok/s",
+               Bench("bench_decode", f"decode/{name}/lora", "tok/s"), Script("decode.py", ("nf4", "lora"), "tok/s"), above=goal)
 
 
 def method_row(what, bench, script, arguments, ratio, adapters=False):
@@ -147,6 +155,15 @@ ROWS = {
                     Script("lora_step.py", ("all_linears",), "tok/s"), ratio=1.75, memory=1050, of_products=0.0),
     "job": Row("the whole job: MedQuAD, 160 records, LoRA q and v", "tok/s", Job(),
                Script("medquad_job.py", ("@model", "@train", "@validation"), "tok/s"), ratio=2.6, memory=1000),
+    "qlora-qv": Row("QLoRA step, NF4, q and v, 4×128 tokens; ours: two sub-batches, embedding and saved activations in bf16", "tok/s",
+                    Bench("bench_step", "qlora_step/qv", "tok/s"), Script("lora_step.py", ("qlora_qv",), "tok/s"), ratio=1.6, memory=450),
+    "qlora-all": Row("QLoRA step, NF4, all linears, 4×128 tokens; ours as above", "tok/s",
+                     Bench("bench_step", "qlora_step/all_linears", "tok/s"), Script("lora_step.py", ("qlora_all_linears",), "tok/s"),
+                     ratio=2.0, memory=450),
+    "job-qlora": Row("the whole job with QLoRA: NF4 quantised twice, q and v", "tok/s", Job(("--method", "qlora")),
+                     Script("medquad_job.py", ("@model", "@train", "@validation", "nf4"), "tok/s")),
+    "decode-nf4": nf4_decode_row("nf4", "float", 115),
+    "decode-nf4-bf16-head": nf4_decode_row("nf4_bf16_head", "bf16", 160),
     "decode-f32": decode_row("f32", "lora"),
     "decode-bf16": decode_row("bf16", "lora"),
     "decode-f32-base": decode_row("f32", "base"),
@@ -175,13 +192,17 @@ def make_environment(folder, requirements):
     return python
 
 
+def needs_model(rows):
+    return any(isinstance(ROWS[name].ours, Job) for name in rows)
+
+
 def build_programs(folder, rows):
     """Only what the rows need: the program wants more libraries than the benchmarks."""
-    with_program = "ON" if "job" in rows else "OFF"
+    with_program = "ON" if needs_model(rows) else "OFF"
     targets = sorted({ROWS[name].ours.program for name in rows if isinstance(ROWS[name].ours, Bench)})
     run(["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DPEFT_BUILD_BENCHMARKS=ON",
          "-DPEFT_BUILD_TESTS=OFF", f"-DPEFT_BUILD_EXAMPLES={with_program}"])
-    run(["cmake", "--build", folder, "--target", *targets, *(["peft_program"] if "job" in rows else [])])
+    run(["cmake", "--build", folder, "--target", *targets, *(["peft_program"] if needs_model(rows) else [])])
 
 
 def machine():
@@ -215,6 +236,8 @@ def table_row(row, context, repeats):
         goals.append((f"{row.ratio} ×", ratio >= row.ratio))
     if row.below is not None:
         goals.append((f"< {row.below:g} {row.unit}", a < row.below))
+    if row.above is not None:
+        goals.append((f"≥ {row.above:g} {row.unit}", a >= row.above))
     if row.share is not None:
         goals.append((f"{row.share[1]} {row.share[0]}", shares[row.share[0]] >= row.share[1]))
     if products:
@@ -276,11 +299,11 @@ def main():
             parser.error(f"--only {name}: expected of {', '.join(ROWS)}")
     train, validation = options.data / "medquad-train.jsonl", options.data / "medquad-val.jsonl"
     skipped = []
-    if "job" in chosen and not (train.exists() and validation.exists()):
-        skipped.append(f"Row \"job\" left out: {options.data} has no medquad-train.jsonl and medquad-val.jsonl.")
+    if needs_model(chosen) and not (train.exists() and validation.exists()):
+        skipped.append(f"The rows of the whole job left out: {options.data} has no medquad-train.jsonl and medquad-val.jsonl.")
         print(skipped[-1], file=sys.stderr)
-        chosen.remove("job")
-    model = (options.model or fetch_model()) if "job" in chosen else None
+        chosen = [name for name in chosen if not needs_model([name])]
+    model = (options.model or fetch_model()) if needs_model(chosen) else None
     build_programs(options.build, chosen)
     with_adapters = any(ROWS[name].theirs.adapters for name in chosen)
     context = Context(make_environment(options.env, "requirements.txt"),

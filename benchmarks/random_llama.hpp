@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "hosts/llama.hpp"
 #include "peft/core/rng.hpp"
 #include "peft/lora_config.hpp"
+#include "peft/nf4_linear.hpp"
 
 namespace peft_benchmarks {
 
@@ -36,9 +38,13 @@ inline Index weights_per_token(const peft_examples::LlamaConfig& c) {
   return c.num_hidden_layers * per_layer + c.vocab_size * c.hidden_size;
 }
 
+/// How a random model's weights are kept: in the activations' type; or the layers' linears in NF4, quantised twice in blocks of 64,
+/// and embedding and head as they are, or in bf16.
+enum class Kept { kDense, kNf4, kNf4WithBf16Table };
+
 /// Weights uniform in ±0.04, norms one, head tied to the embedding.
 template <peft::Scalar T>
-peft_examples::Llama<T> random_llama(const peft_examples::LlamaConfig& config) {
+peft_examples::Llama<T> random_llama(const peft_examples::LlamaConfig& config, Kept kept = Kept::kDense) {
   std::uint64_t stream = 0;
   const auto matrix = [&](Index rows, Index cols) {
     peft::Philox random(1, stream++);
@@ -52,6 +58,11 @@ peft_examples::Llama<T> random_llama(const peft_examples::LlamaConfig& config) {
     return result;
   };
   const auto linear = [&](Index out, Index in) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (kept != Kept::kDense) {
+        return peft::AnyLinear<T>(peft::Nf4Linear(peft::Nf4Tensor::quantize(matrix(out, in).view(), {.double_quant = true})));
+      }
+    }
     return peft::AnyLinear<T>(peft::DenseLinear<T>(matrix(out, in)));
   };
   const Index hidden = config.hidden_size, wide = config.intermediate_size;
@@ -68,6 +79,14 @@ peft_examples::Llama<T> random_llama(const peft_examples::LlamaConfig& config) {
                       .gate_proj = linear(wide, hidden),
                       .up_proj = linear(wide, hidden),
                       .down_proj = linear(hidden, wide)});
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (kept == Kept::kNf4WithBf16Table) {
+      auto narrow = std::make_shared<peft::Matrix<peft::bf16>>(embedding->rows(), embedding->cols());
+      for (Index i = 0; i < narrow->size(); ++i) narrow->data()[i] = peft::bf16(embedding->data()[i]);
+      const peft::MatrixView<const peft::bf16> view = std::as_const(*narrow).view();
+      return {config, peft::RowTable<T>(view, narrow), std::move(layers), ones(), peft::DenseLinear<peft::bf16>(view, narrow)};
+    }
   }
   peft::DenseLinear<T> head(embedding->view(), embedding);
   return {config, embedding, std::move(layers), ones(), std::move(head)};

@@ -28,6 +28,23 @@ def lora_of(all_linears, **changes):
                          "task_type": "CAUSAL_LM", **changes})
 
 
+def quantize_linears(model, quant_type="nf4", double_quant=True):
+    """The layers' linears, not the head, become bitsandbytes' four bits in blocks of 64, computing in float."""
+    import bitsandbytes
+    import torch
+
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, torch.nn.Linear) or "layers." not in name:
+            continue
+        layer = bitsandbytes.nn.Linear4bit(module.in_features, module.out_features, bias=False, compute_dtype=torch.float32,
+                                           compress_statistics=double_quant, quant_type=quant_type)
+        layer.weight = bitsandbytes.nn.Params4bit(module.weight.data, requires_grad=False, compress_statistics=double_quant,
+                                                  quant_type=quant_type, blocksize=64, module=layer)
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, layer.to("cpu"))
+    return model
+
+
 def measure(run, repeats):
     """Median seconds of `repeats` runs after one that does not count."""
     run()

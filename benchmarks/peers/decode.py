@@ -1,6 +1,6 @@
 """torch + transformers + peft: the decoding of bench_decode.cpp; greedy, key/value cache, batch 1.
 
-    decode.py f32|bf16 base|lora     prints one line of JSON
+    decode.py f32|bf16|nf4 base|lora     prints one line of JSON
 """
 
 import statistics
@@ -8,7 +8,7 @@ import sys
 import time
 
 import torch
-from common import lora_of, report, smollm2_135m
+from common import lora_of, quantize_linears, report, smollm2_135m
 
 PROMPT, GENERATED = 64, 64
 
@@ -19,7 +19,9 @@ def main(dtype, adapter):
 
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(smollm2_135m()).to(torch.float32 if dtype == "f32" else torch.bfloat16)
+    model = LlamaForCausalLM(smollm2_135m()).to(torch.bfloat16 if dtype == "bf16" else torch.float32)
+    if dtype == "nf4":
+        quantize_linears(model)
     if adapter == "lora":
         model = get_peft_model(model, lora_of(True, init_lora_weights=False))
     model.eval()

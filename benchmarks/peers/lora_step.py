@@ -1,21 +1,23 @@
 """torch + transformers + peft: the LoRA step of bench_step.cpp and the bare matrix products of that step.
 
-    lora_step.py qv|all_linears|products|linear/M|linear_lora/M|adamw|adamw_8bit     prints one line of JSON
+    lora_step.py qv|all_linears|qlora_qv|qlora_all_linears|products|linear/M|linear_lora/M|adamw|adamw_8bit     prints one line of JSON
 """
 
 import sys
 
 import torch
-from common import TOKENS, lora_of, measure, report, report_training, smollm2_135m
+from common import TOKENS, lora_of, measure, quantize_linears, report, report_training, smollm2_135m
 
 
-def lora_step(all_linears):
+def lora_step(all_linears, quantized):
     from peft import get_peft_model
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = get_peft_model(LlamaForCausalLM(smollm2_135m()).float(), lora_of(all_linears))
-    report_training(model, use_cache=False)
+    model = LlamaForCausalLM(smollm2_135m()).float()
+    if quantized:
+        quantize_linears(model)
+    report_training(get_peft_model(model, lora_of(all_linears)), use_cache=False)
 
 
 def products():
@@ -67,8 +69,8 @@ def adamw_8bit():
 def main(work):
     torch.set_num_threads(2)
     name, _, rows = work.partition("/")
-    if name in ("qv", "all_linears"):
-        lora_step(name == "all_linears")
+    if name.removeprefix("qlora_") in ("qv", "all_linears"):
+        lora_step(name.endswith("all_linears"), name.startswith("qlora_"))
     elif name in ("linear", "linear_lora"):
         linear(int(rows), name == "linear_lora")
     else:

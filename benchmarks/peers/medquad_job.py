@@ -1,9 +1,10 @@
 """torch + transformers + peft: the job of tests/medquad.sh with Hugging Face's Trainer.
 
-    medquad_job.py MODEL.gguf TRAIN.jsonl VAL.jsonl     prints one line of JSON
+    medquad_job.py MODEL.gguf TRAIN.jsonl VAL.jsonl [nf4]     prints one line of JSON
 
 LoRA on q and v, r = 8, alpha = 32, dropout 0.05; 160 records, one epoch, 4 × 4 records a step, at most 256 tokens, padded
-to the longest of four; AdamW, 3e-4 falling linearly, norm clipped to 1; weights in float. tok/s: tokens without padding
+to the longest of four; AdamW, 3e-4 falling linearly, norm clipped to 1; weights in float, or the layers' linears in
+bitsandbytes' NF4, quantised twice. tok/s: tokens without padding
 over the seconds of Trainer.train(). The validation loss is the mean over the label tokens of 40 records.
 """
 
@@ -14,7 +15,7 @@ import tempfile
 import time
 
 import torch
-from common import lora_of, report
+from common import lora_of, quantize_linears, report
 
 RECORDS, VALIDATION_RECORDS, LENGTH = 160, 40, 256
 
@@ -50,12 +51,10 @@ def loss_of(model, rows):
     return total / count
 
 
-def main(gguf, train, validation):
-    from peft import get_peft_model
-    from transformers import (AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments)
+def load(gguf):
+    """The model of a GGUF in float, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
     path = pathlib.Path(gguf)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
@@ -66,6 +65,18 @@ def main(gguf, train, validation):
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     del loaded
+    return tokenizer, model
+
+
+def main(gguf, train, validation, storage="f32"):
+    from peft import get_peft_model
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    tokenizer, model = load(gguf)
+    if storage != "f32":
+        quantize_linears(model, storage)
     model = get_peft_model(model, lora_of(False))
     rows = read(train, RECORDS, tokenizer)
     validation_rows = read(validation, VALIDATION_RECORDS, tokenizer)

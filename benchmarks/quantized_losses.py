@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""What four bits cost: the loss on the same records of a model in float, NF4, NF4 quantised once and FP4, on both sides.
+
+    python3 benchmarks/quantized_losses.py --model FILE.gguf --data RECORDS.jsonl [--records N] [--program FILE] [--env DIR]
+
+Theirs are transformers and bitsandbytes on a CPU (peers/quantized_loss.py, environment of requirements.txt). The layers'
+linears are quantised in blocks of 64, the tied embedding and head are not. Ends with status 1 where a pair differs by more
+than 2e-3, where FP4 is not worse than NF4, or where quantising twice costs more than 0.005.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+KINDS = {"f32": ["f32"], "nf4": ["nf4"], "nf4_single": ["nf4", "--no-double-quant"], "fp4": ["fp4", "--no-double-quant"]}
+
+
+def run(command):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"quantized_losses: {' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=pathlib.Path, required=True)
+    parser.add_argument("--data", type=pathlib.Path, required=True)
+    parser.add_argument("--records", type=int, default=-1, help="only the first so many")
+    parser.add_argument("--program", type=pathlib.Path, default=HERE.parent / "build" / "release" / "bin" / "peft")
+    parser.add_argument("--env", type=pathlib.Path, default=HERE.parent / "build" / "peers")
+    options = parser.parse_args()
+    some = ["--max-records", options.records] if options.records >= 0 else []
+    losses, good = {}, True
+    print("| weights | peft (C++) | transformers + bitsandbytes | difference |\n|---|---|---|---|")
+    for kind, arguments in KINDS.items():
+        ours = run([options.program, "eval", "--model", options.model, "--data", options.data, "--metrics", "loss", "--max-length", 256,
+                    "--json", "--dtype", *arguments, *some])["loss"]
+        theirs = run([options.env / "bin" / "python", HERE / "peers" / "quantized_loss.py", options.model, options.data, kind,
+                      options.records])["loss"]
+        losses[kind] = ours
+        good = good and abs(ours - theirs) <= 2e-3
+        print(f"| {kind} | {ours:.5f} | {theirs:.5f} | {ours - theirs:+.5f} |", flush=True)
+    good = good and losses["fp4"] > losses["nf4"] and losses["nf4"] <= losses["nf4_single"] + 0.005
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
