@@ -134,8 +134,9 @@ int main(int argc, char** argv) {
     add("decode/bf16/adapter", [](benchmark::State& state) { decode<bf16>(state, Added::kAdapter); });
     add("decode/nf4/base", [](benchmark::State& state) { decode<float>(state, Added::kNothing, Kept::kNf4); });
     add("decode/nf4/lora", [](benchmark::State& state) { decode<float>(state, Added::kLora, Kept::kNf4); });
-    add("decode/nf4_bf16_head/base", [](benchmark::State& state) { decode<float>(state, Added::kNothing, Kept::kNf4WithBf16Table); });
-    add("decode/nf4_bf16_head/lora", [](benchmark::State& state) { decode<float>(state, Added::kLora, Kept::kNf4WithBf16Table); });
+    constexpr Kept kNarrow = Kept::kNf4WithBf16Table;
+    add("decode/nf4_bf16_head/base", [](benchmark::State& state) { decode<float>(state, Added::kNothing, kNarrow); });
+    add("decode/nf4_bf16_head/lora", [](benchmark::State& state) { decode<float>(state, Added::kLora, kNarrow); });
     benchmark::RunSpecifiedBenchmarks();
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());

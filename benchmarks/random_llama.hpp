@@ -38,8 +38,8 @@ inline Index weights_per_token(const peft_examples::LlamaConfig& c) {
   return c.num_hidden_layers * per_layer + c.vocab_size * c.hidden_size;
 }
 
-/// How a random model's weights are kept: in the activations' type; or the layers' linears in NF4, quantised twice in blocks of 64,
-/// and embedding and head as they are, or in bf16.
+/// How a random model's weights are kept: in the activations' type; or the layers' linears in NF4, quantised twice in blocks
+/// of 64, and embedding and head as they are, or in bf16.
 enum class Kept { kDense, kNf4, kNf4WithBf16Table };
 
 /// Weights uniform in ±0.04, norms one, head tied to the embedding.
