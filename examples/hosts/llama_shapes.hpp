@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "hosts/llama_config.hpp"
+#include "peft/io/text.hpp"
 
 namespace peft_examples {
 

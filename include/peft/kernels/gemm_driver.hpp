@@ -267,7 +267,7 @@ inline void gemm(const GemmProblem& p, ExecutorRef executor) {
     return;
   }
   if (detail::takes_int8(p)) {
-    detail::int8_four_bit(p, table, executor);
+    gemm(detail::int8_four_bit(p, table, executor), executor);
     return;
   }
   if (detail::is_thin_four_bit(p)) {

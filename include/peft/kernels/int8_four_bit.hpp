@@ -2,7 +2,7 @@
 /// Products over a weight in four bits that take their activations in 8 (int8_activations.hpp), for any number of rows.
 
 #include "peft/kernels/arithmetic.hpp"
-#include "peft/kernels/gemm.hpp"
+#include "peft/kernels/gemm_problem.hpp"
 #include "peft/kernels/row_scales.hpp"
 #include "peft/kernels/thin_packed.hpp"
 
@@ -120,8 +120,9 @@ inline void int8_rows(const GemmProblem& p, const KernelTable& table, Index firs
   });
 }
 
-/// Runs `p`, which takes_int8(). Same bits for any number of threads.
-inline void int8_four_bit(const GemmProblem& p, const KernelTable& table, ExecutorRef executor) {
+/// Runs `p`, which takes_int8(). Same bits for any number of threads. What is left to add, the low-rank terms of many rows, is
+/// the result; of few rows a problem without any.
+inline GemmProblem int8_four_bit(const GemmProblem& p, const KernelTable& table, ExecutorRef executor) {
   if (is_thin_packed(p, kThinRows)) {
     Int8Rows rows(p, table, p.m);
     float* const memory = scratch(ScratchSlot::kThin, rows.floats() + p.m * total_rank(p));
@@ -130,16 +131,16 @@ inline void int8_four_bit(const GemmProblem& p, const KernelTable& table, Execut
     float* const s = memory + rows.floats();
     scale_terms(p, s);
     thin_packed(p, table, s, executor, [&](Index first, Index count, float* y) { rows.multiply(first, count, y); });
-    return;
+    return {};
   }
   for (Index i = 0; i < p.m; i += kInt8Rows) int8_rows(p, table, i, smaller(kInt8Rows, p.m - i), executor);
-  if (total_rank(p) == 0) return;
+  if (total_rank(p) == 0) return {};
   GemmProblem terms = p;
   terms.k = 0;
   terms.b = {};
   terms.bias = nullptr;
   terms.accumulate = true;
-  gemm(terms, executor);
+  return terms;
 }
 
 }  // namespace detail
