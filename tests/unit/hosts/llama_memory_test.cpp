@@ -162,11 +162,13 @@ TEST_CASE("what a training takes is predicted from shapes, for every method, and
     batch.targets.push_back(static_cast<std::int32_t>((i * 11 + 1) % config.vocab_size));
     if (i % kLength == kLength - 1) batch.offsets.push_back(i + 1);
   }
+  // Under sanitizers, which see these paths above, one pair: each takes half a minute there.
+  constexpr Index kStride = kSanitized ? 44 : 1;
   Index pair = 0;
   for (const Method& method : methods()) {
     for (LlamaPass pass : {LlamaPass{}, LlamaPass{.checkpoints = true}, LlamaPass{.rounds = true},
                            LlamaPass{.checkpoints = true, .logit_bytes = 200000}}) {
-      if (pair++ % kEvery != 0) continue;
+      if (pair++ % kStride != 0) continue;
       const std::size_t before = peft_test::CountedMemory::live();
       Llama<float> model = peft_examples::zero_llama<float>(config);
       model.set_executor({});
