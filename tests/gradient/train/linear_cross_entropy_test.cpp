@@ -234,7 +234,7 @@ TEST_CASE("Chunks of rows are even, bounded, and change nothing") {
       CHECK(chunk >= 1);
     }
   }
-  // Two chunks of about 150 rows; the double reference has four. Under a sanitizer one, and two.
+  // Two chunks of about 150 rows; the double reference has four. Under a sanitizer, where they take half a minute, one.
   const Matrix<float> weight = random_matrix<float>(60000, 4, 6, 0.5f);
   const DenseLinear<float> head(weight.clone());
   check_precision<float>(head, weight, peft_test::kSanitized ? 100 : 300, 0.01, std::numeric_limits<float>::epsilon());
