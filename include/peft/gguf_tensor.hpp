@@ -18,6 +18,7 @@
 #include "peft/error.hpp"
 #include "peft/kernels/gemm_problem.hpp"
 #include "peft/kernels/kernel_table.hpp"
+#include "peft/packed_rows.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -83,26 +84,7 @@ class GgufTensor {
   template <Scalar T>
     requires(!std::same_as<T, double>)
   void dequantize(MatrixView<T> out, ExecutorRef executor = default_executor()) const {
-    if (out.rows != rows() || out.cols != cols() || (out.rows > 1 && out.stride < out.cols)) {
-      fail<ShapeError>("{}::dequantize: the result is [{}, {}] with a row stride of {}; expected [{}, {}]", kName, out.rows,
-                       out.cols, out.stride, rows(), cols());
-    }
-    const kernels::KernelTable& t = kernels::table();
-    parallel_for_ranges(executor, rows(), 16, [&](Index first, Index last) {
-      constexpr Index kPart = 4096;
-      float memory[kPart];
-      for (Index i = first; i < last; ++i) {
-        if constexpr (std::same_as<T, float>) {
-          decode(t, i, 0, cols(), out.row(i));
-        } else {
-          for (Index j = 0; j < cols(); j += kPart) {
-            const Index count = std::min(kPart, cols() - j);
-            decode(t, i, j, count, memory);
-            t.narrow(count, memory, dtype_of<T>(), out.row(i) + j);
-          }
-        }
-      }
-    });
+    detail::dequantize_rows(kName, *this, out, executor);
   }
 
   // What a PackedLinear asks for.

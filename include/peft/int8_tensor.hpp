@@ -22,6 +22,7 @@
 #include "peft/error.hpp"
 #include "peft/kernels/gemm_problem.hpp"
 #include "peft/kernels/kernel_table.hpp"
+#include "peft/packed_rows.hpp"
 
 PEFT_BEGIN_NAMESPACE
 
@@ -120,18 +121,7 @@ class Int8Tensor {
   template <Scalar T>
     requires(!std::same_as<T, double>)
   void dequantize(MatrixView<T> out, ExecutorRef executor = default_executor()) const {
-    if (out.rows != rows() || out.cols != cols() || (out.rows > 1 && out.stride < out.cols)) {
-      fail<ShapeError>("{}::dequantize: the result is [{}, {}] with a row stride of {}; expected [{}, {}]", kName, out.rows,
-                       out.cols, out.stride, rows(), cols());
-    }
-    const kernels::KernelTable& t = kernels::table();
-    parallel_for_ranges(executor, rows(), 16, [&](Index first, Index last) {
-      Buffer<float> values(cols());
-      for (Index i = first; i < last; ++i) {
-        decode(t, i, 0, cols(), values.data());
-        t.narrow(cols(), values.data(), dtype_of<T>(), out.row(i));
-      }
-    });
+    detail::dequantize_rows(kName, *this, out, executor);
   }
 
   // What a PackedLinear asks for.

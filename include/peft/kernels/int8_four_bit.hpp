@@ -106,17 +106,7 @@ inline void int8_rows(const GemmProblem& p, const KernelTable& table, Index firs
     const Index count = last - first;
     float* const y = scratch(ScratchSlot::kRows, m * kWideColumns);
     rows.multiply(first, count, y);
-    for (Index i = 0; i < m; ++i) {
-      float* const sums = y + i * kWideColumns;
-      if (p.bias != nullptr) table.add(count, p.bias + first, sums);
-      void* const c = element(p.c, (first_row + i) * p.c_stride + first, p.c_type);
-      if (p.accumulate) {
-        float before[kWideColumns];
-        table.widen(count, c, p.c_type, before);
-        table.add(count, before, sums);
-      }
-      table.narrow(count, sums, p.c_type, c);
-    }
+    for (Index i = 0; i < m; ++i) store_columns(p, table, first_row + i, first, count, y + i * kWideColumns);
   });
 }
 

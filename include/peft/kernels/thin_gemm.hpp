@@ -50,6 +50,18 @@ constexpr Index thin_grain(Index n) noexcept {
   return n < 4 * kThinColumns ? kNarrowColumns : n < 64 * kWideColumns ? kThinColumns : kWideColumns;
 }
 
+/// Columns [first, first + count) of row i, at most kWideColumns: sums and the bias, over what C has or added to it.
+inline void store_columns(const GemmProblem& p, const KernelTable& table, Index i, Index first, Index count, float* sums) noexcept {
+  if (p.bias != nullptr) table.add(count, p.bias + first, sums);
+  void* const c = element(p.c, i * p.c_stride + first, p.c_type);
+  if (p.accumulate) {
+    float before[kWideColumns];
+    table.widen(count, c, p.c_type, before);
+    table.add(count, before, sums);
+  }
+  table.narrow(count, sums, p.c_type, c);
+}
+
 /// A product with its rows in float and its terms with their scales in them.
 struct ThinJob {
   const GemmProblem& p;
@@ -81,19 +93,7 @@ struct ThinJob {
       call.y = y + i * kWideColumns;
       table.thin(call);
     }
-    for (Index i = 0; i < p.m; ++i) store(i, first, call.n, y + i * kWideColumns);
-  }
-
- private:
-  void store(Index i, Index first, Index count, float* row) const noexcept {
-    for (Index j = 0; j < count && p.bias != nullptr; ++j) row[j] += p.bias[first + j];
-    void* c = element(p.c, i * p.c_stride + first, p.c_type);
-    if (p.accumulate) {
-      float before[kWideColumns];
-      table.widen(count, c, p.c_type, before);
-      table.add(count, before, row);
-    }
-    table.narrow(count, row, p.c_type, c);
+    for (Index i = 0; i < p.m; ++i) store_columns(p, table, i, first, call.n, y + i * kWideColumns);
   }
 };
 

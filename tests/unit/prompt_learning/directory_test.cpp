@@ -3,22 +3,14 @@
 #include "peft/io/safetensors_writer.hpp"
 #include "support/catch.hpp"
 #include "unit/io/scratch.hpp"
+#include "unit/prompt_learning/refusals.hpp"
 
 using namespace peft;
+using prompt_test::has;
+using prompt_test::thrown;
 using io_test::ScratchFolder;
 
 namespace {
-
-template <class E, class Act>
-std::string thrown(Act&& act) {
-  try {
-    act();
-  } catch (const E& error) {
-    return error.what();
-  }
-  return "nothing of the kind was thrown";
-}
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 struct Saved {
   ScratchFolder scratch;

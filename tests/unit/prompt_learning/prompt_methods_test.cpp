@@ -4,8 +4,11 @@
 #include "peft/prefix_cache.hpp"
 #include "peft/prompt_embedding.hpp"
 #include "support/catch.hpp"
+#include "unit/prompt_learning/refusals.hpp"
 
 using namespace peft;
+using prompt_test::has;
+using prompt_test::thrown;
 
 namespace {
 
@@ -47,17 +50,6 @@ struct NoCache {
   Index layers() const { return 1; }
 };
 static_assert(!KvCacheLike<NoCache> && !KvCacheLike<int>);
-
-template <class E, class Act>
-std::string thrown(Act&& act) {
-  try {
-    act();
-  } catch (const E& error) {
-    return error.what();
-  }
-  return "nothing of the kind was thrown";
-}
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 const PrefixTuningConfig kPrefix{.num_virtual_tokens = 4, .token_dim = 6, .num_layers = 3, .num_attention_heads = 2};
 
