@@ -1,10 +1,10 @@
 """torch + transformers + peft: the job of tests/medquad.sh with Hugging Face's Trainer.
 
-    medquad_job.py MODEL.gguf TRAIN.jsonl VAL.jsonl [nf4]     prints one line of JSON
+    medquad_job.py MODEL.gguf TRAIN.jsonl VAL.jsonl [f32|nf4 [METHOD RATE [SEED]]]     prints one line of JSON
 
-LoRA on q and v, r = 8, alpha = 32, dropout 0.05; 160 records, one epoch, 4 × 4 records a step, at most 256 tokens, padded
-to the longest of four; AdamW, 3e-4 falling linearly, norm clipped to 1; weights in float, or the layers' linears in
-bitsandbytes' NF4, quantised twice. tok/s: tokens without padding
+LoRA on q and v, r = 8, alpha = 32, dropout 0.05, or another of job_methods.py; 160 records, one epoch, 4 × 4 records a step,
+at most 256 tokens, padded to the longest of four; AdamW, 3e-4 or RATE falling linearly, norm clipped to 1; weights in float,
+or the layers' linears in bitsandbytes' NF4, quantised twice. tok/s: tokens without padding
 over the seconds of Trainer.train(). The validation loss is the mean over the label tokens of 40 records.
 """
 
@@ -15,7 +15,8 @@ import tempfile
 import time
 
 import torch
-from common import lora_of, quantize_linears, report
+import job_methods
+from common import quantize_linears, report
 
 RECORDS, VALIDATION_RECORDS, LENGTH = 160, 40, 256
 
@@ -68,25 +69,26 @@ def load(gguf):
     return tokenizer, model
 
 
-def main(gguf, train, validation, storage="f32"):
-    from peft import get_peft_model
+def main(gguf, train, validation, storage="f32", method="lora", rate="3e-4", seed="0"):
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     torch.set_num_threads(2)
-    torch.manual_seed(0)
+    torch.manual_seed(int(seed))
     tokenizer, model = load(gguf)
     if storage != "f32":
         quantize_linears(model, storage)
-    model = get_peft_model(model, lora_of(False))
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        model, callbacks = job_methods.add(model, method, RECORDS // 16, folder)
     rows = read(train, RECORDS, tokenizer)
     validation_rows = read(validation, VALIDATION_RECORDS, tokenizer)
     before = loss_of(model, validation_rows)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(folder, per_device_train_batch_size=4, gradient_accumulation_steps=4,
-                                      num_train_epochs=1, learning_rate=3e-4, lr_scheduler_type="linear", weight_decay=0.0,
-                                      max_grad_norm=1.0, seed=0, use_cpu=True, save_strategy="no", logging_strategy="no",
+                                      num_train_epochs=1, learning_rate=float(rate), lr_scheduler_type="linear", weight_decay=0.0,
+                                      max_grad_norm=1.0, seed=int(seed), use_cpu=True, save_strategy="no", logging_strategy="no",
                                       report_to="none", disable_tqdm=True, remove_unused_columns=False)
-        trainer = Trainer(model, arguments, train_dataset=rows,
+        trainer = Trainer(model, arguments, train_dataset=rows, callbacks=callbacks,
                           data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100))
         start = time.perf_counter()
         trainer.train()

@@ -15,9 +15,15 @@ else()
 endif()
 
 # Every level of optimisation, contraction on and off, what -ffast-math allows (-Ofast is -O3 with it), and the processor's
-# own instructions.
-set(peft_bits_rows "-O0" "-O1 -march=haswell -ffp-contract=off" "-O2 -march=haswell -ffp-contract=fast" "-O3"
-  "-Ofast -march=native")
+# own instructions: each level by one compiler, the last row by both, or everything by both (-DPEFT_BITS_ALL=ON).
+set(peft_bits_GXX "-O0" "-O2 -march=haswell -ffp-contract=fast" "-Ofast -march=native")
+set(peft_bits_CLANGXX "-O1 -march=haswell -ffp-contract=off" "-O3" "-Ofast -march=native")
+option(PEFT_BITS_ALL "Compare the bits of both compilers at every level" OFF)
+if(PEFT_BITS_ALL)
+  list(APPEND peft_bits_GXX ${peft_bits_CLANGXX})
+  list(REMOVE_DUPLICATES peft_bits_GXX)
+  set(peft_bits_CLANGXX ${peft_bits_GXX})
+endif()
 set(peft_bits_work "${CMAKE_CURRENT_BINARY_DIR}/bits")
 
 function(peft_add_bits name compiler flags)
@@ -35,15 +41,15 @@ endfunction()
 
 set(peft_bits_reference)
 foreach(compiler PEFT_GXX PEFT_CLANGXX)
-  string(REPLACE "PEFT_" "" short "${compiler}")
-  string(REPLACE "XX" "++" short "${short}")
+  string(REPLACE "PEFT_" "" rows "${compiler}")
+  string(REPLACE "XX" "++" short "${rows}")
   string(TOLOWER "${short}" short)
   if(NOT ${compiler})
     add_test(NAME bits_${short} COMMAND "${CMAKE_COMMAND}" -E echo "skipped: there is no ${short} here")
     set_tests_properties(bits_${short} PROPERTIES LABELS bits SKIP_REGULAR_EXPRESSION "^skipped")
     continue()
   endif()
-  foreach(row IN LISTS peft_bits_rows)
+  foreach(row IN LISTS peft_bits_${rows})
     string(REGEX REPLACE "[ =]" "" name "${short}${row}")
     if(NOT peft_bits_reference)
       set(peft_bits_reference "${name}")

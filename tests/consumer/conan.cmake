@@ -33,7 +33,7 @@ file(COPY "${SOURCE}/conanfile.py" "${SOURCE}/LICENSE" "${SOURCE}/include" "${SO
 set(ENV{CONAN_HOME} "${WORK}/home")
 set(ENV{CXX} "${CXX}")
 step("${conan}" profile detect --force)
-set(settings --no-remote -s compiler.cppstd=20)
+set(settings --no-remote -s compiler.cppstd=20 -s build_type=Debug)  # the test packages compile in half the time
 
 step("${conan}" create . ${settings} -o "peft/*:with_system_libs=True" --test-folder=test_package)
 expect("peft [0-9.]+: loss [0-9.]+ -> [0-9.]+")
