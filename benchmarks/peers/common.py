@@ -28,8 +28,12 @@ def lora_of(all_linears, **changes):
                          "task_type": "CAUSAL_LM", **changes})
 
 
-def quantize_linears(model, quant_type="nf4", double_quant=True):
-    """The layers' linears, not the head, become bitsandbytes' four bits in blocks of 64, computing in float."""
+def quantize_linears(model, quant_type="nf4", double_quant=True, in_bf16=False):
+    """The layers' linears, not the head, become bitsandbytes' four bits in blocks of 64, computing in float.
+
+    Where the processor has AVX512-BF16, bitsandbytes' first pass in eval mode rounds the scales to bfloat16, computes in that from
+    then on and has no gradient; only with in_bf16 it may.
+    """
     import bitsandbytes
     import torch
 
@@ -40,6 +44,7 @@ def quantize_linears(model, quant_type="nf4", double_quant=True):
                                            compress_statistics=double_quant, quant_type=quant_type)
         layer.weight = bitsandbytes.nn.Params4bit(module.weight.data, requires_grad=False, compress_statistics=double_quant,
                                                   quant_type=quant_type, blocksize=64, module=layer)
+        layer.support_avx512bf16_for_cpu &= in_bf16
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, layer.to("cpu"))
     return model

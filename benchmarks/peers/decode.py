@@ -21,7 +21,7 @@ def main(dtype, adapter):
     torch.manual_seed(0)
     model = LlamaForCausalLM(smollm2_135m()).to(torch.bfloat16 if dtype == "bf16" else torch.float32)
     if dtype == "nf4":
-        quantize_linears(model)
+        quantize_linears(model, in_bf16=True)
     if adapter == "lora":
         model = get_peft_model(model, lora_of(True, init_lora_weights=False))
     model.eval()

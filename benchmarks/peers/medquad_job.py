@@ -61,6 +61,7 @@ def load(gguf):
     loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     config = loaded.config.__class__(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
     config.use_cache = False
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # transformers 4 finds none in a GGUF
     # Trainer refuses a model that came from a GGUF, although its weights are float: the same weights in a fresh model.
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
