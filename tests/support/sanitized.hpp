@@ -15,4 +15,12 @@ inline constexpr bool kSanitized = false;
 /// sanitizer makes a pass fifty times longer and learns nothing from the next.
 inline constexpr peft::Index kEvery = kSanitized ? 9 : 1;
 
+/// Numbers of threads that give the same bits. To a sanitizer of addresses they are all one.
+inline constexpr int kThreadCounts[] =
+#if defined(PEFT_SANITIZED)
+    {1, 3};
+#else
+    {1, 2, 3, 7};
+#endif
+
 }  // namespace peft_test

@@ -13,6 +13,7 @@
 #include "peft/core/thread_pool.hpp"
 #include "random_blocks.hpp"
 #include "support/catch.hpp"
+#include "support/sanitized.hpp"
 #include "unit/io/scratch.hpp"
 
 using namespace peft;
@@ -62,7 +63,7 @@ void check(const Case& c, std::uint64_t seed) {
   const std::span<const LowRankTerm> terms(&term, c.rank > 0 ? 1 : 0);
 
   Matrix<T> y(c.rows, c.out), dx(c.rows, c.in);
-  for (const int threads : {1, 2, 3, 7}) {
+  for (const int threads : peft_test::kThreadCounts) {
     ThreadPool pool(threads);
     Matrix<T> got(c.rows, c.out), got_dx(c.rows, c.in);
     layer.template forward_low_rank<T>(x.view(), terms, got.view(), pool);

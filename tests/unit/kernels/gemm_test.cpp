@@ -8,6 +8,7 @@
 #include "peft/core/rng.hpp"
 #include "peft/core/thread_pool.hpp"
 #include "support/catch.hpp"
+#include "support/sanitized.hpp"
 
 using namespace peft;
 using kernels::GemmProblem;
@@ -123,7 +124,7 @@ void check(const Case& c, std::uint64_t seed) {
 
   std::vector<float> first;
   std::vector<std::uint16_t> first_half;
-  for (int threads : {1, 2, 3, 7}) {
+  for (int threads : peft_test::kThreadCounts) {
     ThreadPool pool(threads);
     std::vector<float> out = before;
     std::vector<std::uint16_t> out_half = before_half;

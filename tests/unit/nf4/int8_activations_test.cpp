@@ -15,6 +15,7 @@
 #include "peft/core/thread_pool.hpp"
 #include "peft/nf4_linear.hpp"
 #include "support/catch.hpp"
+#include "support/sanitized.hpp"
 
 using namespace peft;
 
@@ -76,7 +77,7 @@ void check(Index rows, Index in, Index out, Index block, bool nested, bool bias,
   const Matrix<float> s = normal_matrix<float>(rng, rows, rank), l = normal_matrix<float>(rng, out, rank);
   const LowRankTerm term{0, rows, s.view(), l.view(), 0.5f};
   Matrix<T> y(rows, out);
-  for (const int threads : {1, 2, 3, 7}) {
+  for (const int threads : peft_test::kThreadCounts) {
     ThreadPool pool(threads);
     Matrix<T> got(rows, out);
     layer.template forward_low_rank<T>(x.view(), std::span<const LowRankTerm>(&term, rank > 0 ? 1 : 0), got.view(), pool);
