@@ -65,7 +65,8 @@ def ours(options, method, seed):
 def theirs(options, method, seed):
     environment = options.adapters_env if method in ("adapter", "houlsby") else options.env
     return run([environment / "bin" / "python", HERE / "peers" / "medquad_job.py", options.model,
-                options.data / "medquad-train.jsonl", options.data / "medquad-val.jsonl", "f32", method, METHODS[method][0], seed])
+                options.data / "medquad-train.jsonl", options.data / "medquad-val.jsonl", "f32", method, METHODS[method][0], seed,
+                options.threads])
 
 
 def table(path):

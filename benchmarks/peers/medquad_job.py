@@ -1,6 +1,6 @@
 """torch + transformers + peft: the job of tests/medquad.sh with Hugging Face's Trainer.
 
-    medquad_job.py MODEL.gguf TRAIN.jsonl VAL.jsonl [f32|nf4 [METHOD RATE [SEED]]]     prints one line of JSON
+    medquad_job.py MODEL.gguf TRAIN.jsonl VAL.jsonl [f32|nf4 [METHOD RATE [SEED [THREADS]]]]     prints one line of JSON
 
 LoRA on q and v, r = 8, alpha = 32, dropout 0.05, or another of job_methods.py; 160 records, one epoch, 4 × 4 records a step,
 at most 256 tokens, padded to the longest of four; AdamW, 3e-4 or RATE falling linearly, norm clipped to 1; weights in float,
@@ -70,10 +70,10 @@ def load(gguf):
     return tokenizer, model
 
 
-def main(gguf, train, validation, storage="f32", method="lora", rate="3e-4", seed="0"):
+def main(gguf, train, validation, storage="f32", method="lora", rate="3e-4", seed="0", threads="2"):
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(threads))
     torch.manual_seed(int(seed))
     tokenizer, model = load(gguf)
     if storage != "f32":
