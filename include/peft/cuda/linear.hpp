@@ -69,7 +69,7 @@ concept DeviceSpareColumns =
       c.forward_widened(x, Index{}, y, context);
     };
 
-/// Bytes of scratch that the layer's passes over `rows` rows take; layers that take none need not say so.
+/// Bytes of scratch that the layer's passes over up to `rows` rows take; layers that take none need not say so.
 template <class L>
 Index scratch_bytes_of(const L& layer, Index rows) {
   if constexpr (requires { layer.scratch_bytes(rows); }) {

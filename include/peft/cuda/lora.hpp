@@ -6,6 +6,7 @@
 /// The same as peft::Lora, from which it is uploaded and to which it goes back: A, B and their gradients are float; kernels
 /// read copies of A and B in T, and S and dS are T.
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <span>
@@ -139,13 +140,15 @@ class Lora {
     base.set_columns_tag(tag_);
   }
 
-  /// Scratch that any pass over `rows` rows and `base` takes: for Context::reserve.
+  /// Scratch that any pass over up to `rows` rows and `base` takes: for Context::reserve.
   template <DeviceLinearLike<T> L>
   Index scratch_bytes(const L& base, Index rows) const {
-    const Index ds = Context::padded(rows * aligned_stride<T>(r_) * static_cast<Index>(sizeof(T)));
-    const Index sums = Context::padded(std::max<Index>(kernels::lora_backward_workspace(rows, out_, r_),
-                                                       kernels::lora_factor_grad_workspace(rows, in_, r_)));
-    return ds + std::max(sums, Context::padded(scratch_bytes_of(base, rows)));
+    const Index sums = detail::most_bytes(rows, [this](Index n) {
+      return std::max<Index>({kernels::lora_shrink_workspace<T>(n, in_, r_), kernels::lora_backward_workspace<T>(n, out_, r_),
+                              kernels::lora_factor_grad_workspace<T>(n, in_, r_)});
+    });
+    return Context::padded(rows * aligned_stride<T>(r_) * static_cast<Index>(sizeof(T))) +
+           std::max(sums, Context::padded(scratch_bytes_of(base, rows)));
   }
   /// Memory of `saved` for up to `rows` rows, so that no forward has to take it. Throws CudaError.
   void reserve(Saved& saved, Index rows) const {
@@ -220,18 +223,8 @@ class Lora {
     const DeviceMatrixView<T> ds(scratch.take<T>(x.rows * stride, kWho), x.rows, r_, stride);
     const DeviceMatrixView<const T> s = saved.s.view().row_range(0, x.rows);
     const DeviceMaskBits& mask = saved.dropout.view();
-    {
-      Context::Scratch sums(context);
-      auto* workspace =
-          reinterpret_cast<float*>(sums.template take<std::byte>(kernels::lora_backward_workspace(x.rows, out_, r_), kWho));
-      detail::launch_lora_backward<T>(dy, s, b_copy(), static_cast<float>(scaling_), ds, grad_b(), workspace, context);
-    }
-    {
-      Context::Scratch sums(context);
-      auto* workspace =
-          reinterpret_cast<float*>(sums.template take<std::byte>(kernels::lora_factor_grad_workspace(x.rows, in_, r_), kWho));
-      detail::launch_lora_factor_grad<T>(ds, x, mask, grad_a(), workspace, context);
-    }
+    detail::launch_lora_backward<T>(dy, s, b_copy(), static_cast<float>(scaling_), ds, grad_b(), context);
+    detail::launch_lora_factor_grad<T>(ds, x, mask, grad_a(), context);
     if (dx.data == nullptr) return;
     if constexpr (DeviceFusedInputGrad<L, T>) {
       const DeviceInputGradTerm<T> term{ds, a_copy(), mask};
