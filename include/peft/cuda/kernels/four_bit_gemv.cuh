@@ -1,0 +1,304 @@
+#pragma once
+/// y = x·Wᵀ + bias + scale·s·bᵀ for a few rows of x and a weight in four bits: the time is that of reading the weight once.
+///
+/// A block takes a row of bricks (32 rows of W); its sixteen warps take bricks in turn, so that the block reads 16 KiB at a time,
+/// each warp the next brick while it computes one. Partial sums of the warps are added in their order at the end; where there are
+/// too few rows of bricks, k is cut into parts, added by four_bit_reduce in their order.
+///
+/// four_bit_thin   f16, bf16; up to 8·kTiles rows of x. On tensor cores even for one row: W is A (16 rows), x is B (8 columns),
+///                 the sums are float, and a look-up's pair goes straight into an mma: three instructions for two weights. The
+///                 values are rounded to T, absmax multiplies the sums of 32 k in float.
+/// four_bit_fma    any T, up to kRows rows: values, absmax, products and sums in float. For f32, and for bf16 on sm_75, which
+///                 has no mma for it.
+///
+/// Roofline: bytes of W are in·out·(1/2 + 4/block) (nested: 1/2 + 1/block); a warp needs per brick (2048 weights) 32 look-ups of
+/// one wavefront in shared memory (four_bit_fma: 64) and about 150 instructions, so that at one wavefront a clock a
+/// multiprocessor takes 32 bytes of W a clock (16), above what DRAM gives it (15 on an H100). x comes from L2: 2·rows bytes for 16
+/// of W.
+
+#include "peft/cuda/kernels/four_bit_decode.cuh"
+
+PEFT_BEGIN_NAMESPACE
+namespace cuda {
+namespace kernels {
+
+inline constexpr int kGemvWarps = 16;
+inline constexpr int kGemvThreads = 32 * kGemvWarps;
+inline constexpr int kGemvSharedBytes = kPairTableBytes + kNestedMapBytes;
+
+template <class T>
+struct FourBitGemvArgs {
+  FourBitPacked w;  ///< not is_flat()
+  const T* x;
+  Index ldx;
+  const T* s;  ///< [m, r]
+  Index lds;
+  const T* b;  ///< [out, r]
+  Index ldb;
+  const T* bias;  ///< null: none
+  float scale;
+  T* y;
+  Index ldy;
+  float* parts;  ///< [grid z, m, out] where k is cut, else null
+  int m, r;
+  int bricks_per_part;
+  bool x_aligned;         ///< rows of x may be read 16 bytes at a time, and in % 8 == 0
+  bool low_rank_aligned;  ///< rows of s and b 8 bytes at a time, and r % 4 == 0
+};
+
+namespace detail {
+
+/// Stores one output, or its part.
+template <class T>
+PEFT_DEVICE void store_gemv(const FourBitGemvArgs<T>& p, int row, int out, float sum) {
+  if (row >= p.m || out >= p.w.out) return;
+  if (p.parts != nullptr) {
+    store(p.parts + (static_cast<Index>(block_z()) * p.m + row) * p.w.out + out, sum);
+  } else {
+    const float bias = p.bias != nullptr ? to_float(load_const(p.bias + out)) : 0.0f;
+    store(p.y + row * p.ldy + out, from_float<T>(sum + bias));
+  }
+}
+
+/// What a warp reads of a brick.
+template <int kTiles>
+struct ThinBrick {
+  FourBitChunk codes[2];
+  Vec<std::uint32_t, 4> x[kTiles][2];
+  FourBitScaleWords scales[2];
+};
+
+template <class T, int kTiles>
+PEFT_DEVICE ThinBrick<kTiles> load_thin(const FourBitGemvArgs<T>& p, const FourBitScales& scales, const FourBitChunk* codes,
+                                        int row0, int brick) {
+  const int g = lane_index() / 4;
+  const int t = lane_index() % 4;
+  ThinBrick<kTiles> all;
+  PEFT_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    all.codes[h] = load_stream(codes + static_cast<Index>(brick) * (kBrickBytes / 16) + 32 * h);
+    const int k = brick * kBrickColumns + 32 * h;
+    PEFT_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int row = 8 * tile + g;
+      all.x[tile][h] = load_eight(p.x + row * p.ldx, row < p.m, k + 8 * t, scales.in, p.x_aligned);
+    }
+    if (h == 0 || scales.shift < 6) {
+      all.scales[h] = scales.load_rows(row0 + 4 * g, k);
+    } else {
+      all.scales[h] = all.scales[0];
+    }
+  }
+  return all;
+}
+
+}  // namespace detail
+
+/// Grid: rows of bricks, 1, parts. 512 threads; registers 64 (kTiles = 1: two blocks a multiprocessor, half of its threads or
+/// more), 128 (kTiles = 2); shared memory 33 KiB.
+template <class T, int kTiles>
+PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_thin_kernel(FourBitGemvArgs<T> args) {
+  static_assert(kTiles == 1 || kTiles == 2);
+  const SharedMemory memory = shared_memory();
+  const FourBitScales scales(args.w);
+  const int warp = warp_index();
+  const int lane = lane_index();
+  const int row0 = block_x() * kBrickRows;
+  const int bricks = static_cast<int>(four_bit_brick_columns(args.w.in));
+  const int first = block_z() * args.bricks_per_part;
+  const int end = min(first + args.bricks_per_part, bricks);
+  const FourBitChunk* codes =
+      reinterpret_cast<const FourBitChunk*>(args.w.codes) + static_cast<Index>(block_x()) * bricks * (kBrickBytes / 16) + lane;
+
+  // Weights are under way before the table is made.
+  int brick = first + warp;
+  detail::ThinBrick<kTiles> next{};
+  if (brick < end) next = detail::load_thin<T, kTiles>(args, scales, codes, row0, brick);
+  const PairTable<T> table = fill_pair_table<T, kGemvThreads>(memory, 0, args.w.value);
+  const Shared<float> map = fill_nested_map<kGemvThreads>(memory, kPairTableBytes, args.w);
+
+  float sums[kTiles][2][4] = {};
+  if (block_z() == 0) {
+    // r more columns of k, first: the accumulators are still theirs alone when they are scaled.
+    for (int k = 16 * warp; k < args.r; k += 16 * kGemvWarps) {
+      std::uint32_t fragments[2][4];
+      low_rank_rows(fragments, args.b, args.ldb, row0, scales.out, k, args.r, args.low_rank_aligned);
+      PEFT_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const int row = 8 * tile + lane / 4;
+        const Vec<std::uint32_t, 2> s = load_four(args.s + row * args.lds, row < args.m, k + lane % 4 * 4, args.r,
+                                                  args.low_rank_aligned);
+        PEFT_UNROLL
+        for (int half = 0; half < 2; ++half) mma_16816<T>(sums[tile][half], fragments[half], s.v);
+      }
+    }
+    PEFT_UNROLL
+    for (auto& tile : sums) {
+      PEFT_UNROLL
+      for (auto& half : tile) {
+        PEFT_UNROLL
+        for (float& sum : half) sum *= args.scale;
+      }
+    }
+  }
+  sync_threads();
+
+  while (brick < end) {
+    const detail::ThinBrick<kTiles> now = next;
+    brick += kGemvWarps;
+    if (brick < end) next = detail::load_thin<T, kTiles>(args, scales, codes, row0, brick);
+    PEFT_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      std::uint32_t fragments[2][2][4];
+      decode_rows_unscaled<T>(fragments, now.codes[h], table);
+      const Vec<float, 4> scale = scales.expand(now.scales[h], map);
+      PEFT_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        PEFT_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          float part[4] = {};
+          PEFT_UNROLL
+          for (int step = 0; step < 2; ++step) {
+            const std::uint32_t x[2] = {now.x[tile][h].v[2 * step], now.x[tile][h].v[2 * step + 1]};
+            mma_16816<T>(part, fragments[step][half], x);
+          }
+          PEFT_UNROLL
+          for (int e = 0; e < 4; ++e) sums[tile][half][e] = fma(scale.v[2 * half + e / 2], part[e], sums[tile][half][e]);
+        }
+      }
+    }
+  }
+
+  // All the warps' sums, lane by lane, where the table was.
+  sync_threads();
+  const Shared<float> partial = memory.template at<float>(0);
+  constexpr int kOutputs = kTiles * 8 * 32;
+  PEFT_UNROLL
+  for (int i = 0; i < kTiles * 8; ++i) partial.store(warp * kOutputs + i * 32 + lane, sums[i / 8][i / 4 % 2][i % 4]);
+  sync_threads();
+  const int output = thread_index();
+  if (output < kOutputs) {
+    float sum = 0.0f;
+    PEFT_UNROLL
+    for (int other = 0; other < kGemvWarps; ++other) sum += partial.load(other * kOutputs + output);
+    const int i = output / 32;
+    detail::store_gemv(args, 8 * (i / 8) + lane % 4 * 2 + i % 2, row0 + lane / 4 * 4 + i / 4 % 2 * 2 + i / 2 % 2, sum);
+  }
+}
+
+/// Grid: rows of bricks, groups of kRows rows of x, parts. 512 threads; registers 64 (kRows = 1), 128 (4); shared memory 33 KiB.
+template <class T, int kRows>
+PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kRows == 1 ? 2 : 1) void four_bit_fma_kernel(FourBitGemvArgs<T> args) {
+  static_assert(kRows <= 4);
+  const SharedMemory memory = shared_memory();
+  const FourBitScales scales(args.w);
+  const int warp = warp_index();
+  const int lane = lane_index();
+  const int g = lane / 4;
+  const int t = lane % 4;
+  const int row0 = block_x() * kBrickRows;
+  const int x0 = block_y() * kRows;
+  const int bricks = static_cast<int>(four_bit_brick_columns(args.w.in));
+  const int first = block_z() * args.bricks_per_part;
+  const int end = min(first + args.bricks_per_part, bricks);
+  const FourBitChunk* codes =
+      reinterpret_cast<const FourBitChunk*>(args.w.codes) + static_cast<Index>(block_x()) * bricks * (kBrickBytes / 16) + lane;
+  const auto load_codes = [&](int brick, FourBitChunk(&chunks)[2]) {
+    PEFT_UNROLL
+    for (int h = 0; h < 2; ++h) chunks[h] = load_stream(codes + static_cast<Index>(brick) * (kBrickBytes / 16) + 32 * h);
+  };
+
+  int brick = first + warp;
+  FourBitChunk next[2] = {};
+  if (brick < end) load_codes(brick, next);
+  const PairTable<float> table = fill_pair_table<float, kGemvThreads>(memory, 0, args.w.value);
+  const Shared<float> map = fill_nested_map<kGemvThreads>(memory, kPairTableBytes, args.w);
+  sync_threads();
+
+  float sums[kRows][4] = {};
+  while (brick < end) {
+    const FourBitChunk now[2] = {next[0], next[1]};
+    const int k0 = brick * kBrickColumns;
+    brick += kGemvWarps;
+    if (brick < end) load_codes(brick, next);
+    PEFT_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const int k = k0 + 32 * h + 8 * t;
+      const Vec<float, 4> scale = scales.expand(scales.load_rows(row0 + 4 * g, k), map);
+      float x[kRows][8];
+      PEFT_UNROLL
+      for (int row = 0; row < kRows; ++row) {
+        const T* from = args.x + (x0 + row) * args.ldx + k;
+        const bool is_inside = x0 + row < args.m;
+        constexpr int kRun = static_cast<int>(16 / sizeof(T));
+        PEFT_UNROLL
+        for (int e = 0; e < 8; e += kRun) {
+          Vec<T, kRun> run{};
+          if (is_inside && args.x_aligned && k < scales.in) {
+            run = load_const(reinterpret_cast<const Vec<T, kRun>*>(from + e));
+          } else if (is_inside) {
+            PEFT_UNROLL
+            for (int i = 0; i < kRun; ++i) {
+              if (k + e + i < scales.in) run[i] = load_const(from + e + i);
+            }
+          }
+          PEFT_UNROLL
+          for (int i = 0; i < kRun; ++i) x[row][e + i] = to_float(run[i]);
+        }
+      }
+      PEFT_UNROLL
+      for (int out = 0; out < 4; ++out) {
+        float part[kRows] = {};
+        PEFT_UNROLL
+        for (int byte = 0; byte < 4; ++byte) {
+          const Vec<float, 2> pair = table(now[h].v[out], byte);
+          PEFT_UNROLL
+          for (int row = 0; row < kRows; ++row) {
+            part[row] = fma(pair.v[0], x[row][2 * byte], part[row]);
+            part[row] = fma(pair.v[1], x[row][2 * byte + 1], part[row]);
+          }
+        }
+        PEFT_UNROLL
+        for (int row = 0; row < kRows; ++row) sums[row][out] = fma(scale.v[out], part[row], sums[row][out]);
+      }
+    }
+  }
+
+  PEFT_UNROLL
+  for (auto& row : sums) {
+    PEFT_UNROLL
+    for (float& sum : row) {
+      sum += shuffle_xor(~0u, sum, 1);
+      sum += shuffle_xor(~0u, sum, 2);
+    }
+  }
+  sync_threads();
+  const Shared<float> partial = memory.template at<float>(0);
+  PEFT_UNROLL
+  for (int row = 0; row < kRows; ++row) {
+    PEFT_UNROLL
+    for (int out = 0; out < 4; ++out) {
+      if (out == t) partial.store((warp * kRows + row) * 32 + lane, sums[row][out]);
+    }
+  }
+  sync_threads();
+  const int output = thread_index();
+  if (output < kRows * 32) {
+    const int row = x0 + output / 32;
+    const int out = row0 + lane;
+    float sum = 0.0f;
+    if (block_z() == 0 && row < args.m && out < scales.out) {
+      for (int k = 0; k < args.r; ++k) {
+        sum = fma(to_float(load_const(args.s + row * args.lds + k)), to_float(load_const(args.b + out * args.ldb + k)), sum);
+      }
+      sum *= args.scale;
+    }
+    PEFT_UNROLL
+    for (int other = 0; other < kGemvWarps; ++other) sum += partial.load(other * kRows * 32 + output);
+    detail::store_gemv(args, row, out, sum);
+  }
+}
+
+}  // namespace kernels
+}  // namespace cuda
+PEFT_END_NAMESPACE
