@@ -22,7 +22,7 @@ inline constexpr int kConvertThreads = 256;
 /// Grid: columns, rows (a block goes on to the row that is grid_y further). A thread moves four neighbours where `kFours`:
 /// 8 or 16 bytes. Budget: 32 registers, no shared memory.
 template <class To, class From, bool kFours>
-PEFT_KERNEL PEFT_KERNEL_BOUNDS(kConvertThreads, 8) void convert_kernel(ConvertArgs<To, From> args) {
+PEFT_KERNEL PEFT_KERNEL_BOUNDS(kConvertThreads, 4) void convert_kernel(ConvertArgs<To, From> args) {
   constexpr int kRun = kFours ? 4 : 1;
   const Index column = (static_cast<Index>(block_x()) * kConvertThreads + thread_index()) * kRun;
   if (column >= args.cols) return;

@@ -72,7 +72,7 @@ struct SquaredNormArgs {
 inline constexpr int kSquaredNormThreads = 256;
 
 /// Sums of the chunks' squares. 40 registers, 64 bytes of shared memory, all threads resident. Reads 4 bytes an element.
-PEFT_KERNEL PEFT_KERNEL_BOUNDS(kSquaredNormThreads, 6) void squared_norm_chunks(const SquaredNormArgs args) {
+PEFT_KERNEL PEFT_KERNEL_BOUNDS(kSquaredNormThreads, 4) void squared_norm_chunks(const SquaredNormArgs args) {
   TensorChunk chunk{0, block_x()};
   SquaredNormBuffer buffer = args.buffer;
   if (args.buffers != nullptr) {
