@@ -252,7 +252,8 @@ class Prover:
                    *self.options.flag, f"-I{ROOT / 'include'}", f"-I{HERE}", "-c", unit, "-o", target]
         done = run(command)
         if done.returncode != 0:
-            return None, f"{unit.name} for sm_{sm} does not compile:\n{done.stdout}{done.stderr}"
+            said = (done.stdout + done.stderr).splitlines()
+            return None, "\n".join([f"{unit.name} for sm_{sm} does not compile:", *said[:20], f"({len(said)} lines)"])
         kernels = read_ptxas(done.stdout + done.stderr)
         if self.cuobjdump:
             sass = run([self.cuobjdump, "-sass", target], env=self.environment)

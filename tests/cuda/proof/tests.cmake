@@ -1,52 +1,42 @@
-# What builds and checks the CUDA half. Without PEFT_CUDA, so in every lane: the kernels' headers compile alone, by the C++
-# compiler, over the emulator. With it (preset cuda): GPU programs, the headers by nvcc, and the static proof.
+# What builds and checks the CUDA half. Without PEFT_CUDA, so in the other lanes: the kernels' headers compile alone. With it
+# (preset cuda): the host's headers do, GPU programs, what nvcc compiles, and the static proof.
 if(PEFT_SANITIZE)
   return()  # nothing here runs
 endif()
 set(peft_cuda_dir "${PROJECT_SOURCE_DIR}/tests/cuda")
 
-# peft_cuda_alone(target ending headers...): one translation unit per header of include/, which holds nothing else.
-function(peft_cuda_alone target ending)
-  set(units)
-  foreach(header IN LISTS ARGN)
-    string(MAKE_C_IDENTIFIER "${header}" unit)
-    set(source "${CMAKE_CURRENT_BINARY_DIR}/cuda_alone/${unit}.${ending}")
-    file(CONFIGURE OUTPUT "${source}" CONTENT "#include \"@header@\"\n" @ONLY)
-    list(APPEND units "${source}")
-  endforeach()
-  add_library(${target} OBJECT EXCLUDE_FROM_ALL ${units})
-endfunction()
-
+# -- every header alone, by the C++ compiler, over the emulator: nvcc takes four seconds for each. Those of the host's side where
+# there is a toolkit.
 file(GLOB_RECURSE peft_cuda_headers RELATIVE "${PROJECT_SOURCE_DIR}/include" CONFIGURE_DEPENDS
   "${PROJECT_SOURCE_DIR}/include/peft/cuda/*.hpp" "${PROJECT_SOURCE_DIR}/include/peft/cuda/*.cuh")
-
-if(NOT PEFT_CUDA)
-  set(headers ${peft_cuda_headers})
-  list(FILTER headers INCLUDE REGEX "^peft/cuda/kernels/")
-  peft_cuda_alone(peft_cuda_kernels_alone cpp ${headers})
-  target_link_libraries(peft_cuda_kernels_alone PRIVATE peft::peft)
-  target_include_directories(peft_cuda_kernels_alone PRIVATE "${peft_cuda_dir}/emulator")
-  target_compile_definitions(peft_cuda_kernels_alone PRIVATE PEFT_CUDA_EMULATOR)
-  peft_target_defaults(peft_cuda_kernels_alone)
-  target_compile_options(peft_cuda_kernels_alone PRIVATE -fsyntax-only)
-  add_test(NAME cuda_kernel_headers_alone
-    COMMAND "${CMAKE_COMMAND}" --build "${CMAKE_BINARY_DIR}" --target peft_cuda_kernels_alone --parallel 2)
-  set_tests_properties(cuda_kernel_headers_alone PROPERTIES LABELS compile RESOURCE_LOCK build_tree TIMEOUT 600)
-  return()
+if(PEFT_CUDA)
+  list(FILTER peft_cuda_headers EXCLUDE REGEX "^peft/cuda/kernels/")
+else()
+  list(FILTER peft_cuda_headers INCLUDE REGEX "^peft/cuda/kernels/")
 endif()
-
-find_package(Python3 3.9 REQUIRED COMPONENTS Interpreter)
-add_custom_target(peft_cuda_all)
-
-# -- headers, each by nvcc, its device code for one architecture -----------------------------------------------------
-peft_cuda_alone(peft_cuda_headers_alone cu ${peft_cuda_headers})
-peft_cuda_defaults(peft_cuda_headers_alone)
-target_compile_definitions(peft_cuda_headers_alone PRIVATE PEFT_SEPARATE_IMPLEMENTATION)  # is never linked
-set_target_properties(peft_cuda_headers_alone PROPERTIES CUDA_ARCHITECTURES 80-virtual)
-target_compile_options(peft_cuda_headers_alone PRIVATE "-Xcompiler=-O0,-fsyntax-only")
+set(units)
+foreach(header IN LISTS peft_cuda_headers)
+  string(MAKE_C_IDENTIFIER "${header}" unit)
+  set(source "${CMAKE_CURRENT_BINARY_DIR}/cuda_alone/${unit}.cpp")
+  file(CONFIGURE OUTPUT "${source}" CONTENT "#include \"@header@\"\n" @ONLY)
+  list(APPEND units "${source}")
+endforeach()
+add_library(peft_cuda_headers_alone OBJECT EXCLUDE_FROM_ALL ${units})
+target_link_libraries(peft_cuda_headers_alone PRIVATE peft::peft)
+target_include_directories(peft_cuda_headers_alone PRIVATE "${peft_cuda_dir}/emulator")
+target_compile_definitions(peft_cuda_headers_alone PRIVATE PEFT_CUDA_EMULATOR PEFT_SEPARATE_IMPLEMENTATION)  # is never linked
+peft_target_defaults(peft_cuda_headers_alone)
+target_compile_options(peft_cuda_headers_alone PRIVATE -fsyntax-only)
 add_test(NAME cuda_headers_alone
   COMMAND "${CMAKE_COMMAND}" --build "${CMAKE_BINARY_DIR}" --target peft_cuda_headers_alone --parallel 2)
-set_tests_properties(cuda_headers_alone PROPERTIES LABELS cuda RESOURCE_LOCK build_tree TIMEOUT 900)
+set_tests_properties(cuda_headers_alone PROPERTIES LABELS "compile;cuda" RESOURCE_LOCK build_tree TIMEOUT 600)
+
+if(NOT PEFT_CUDA)
+  return()
+endif()
+target_link_libraries(peft_cuda_headers_alone PRIVATE peft::cuda)
+find_package(Python3 3.9 REQUIRED COMPONENTS Interpreter)
+add_custom_target(peft_cuda_all)
 
 # -- the page's code -------------------------------------------------------------------------------------------------
 peft_code_of("${PROJECT_SOURCE_DIR}/docs/CUDA.md" code)
@@ -57,6 +47,7 @@ set_target_properties(peft_cuda_page PROPERTIES CUDA_ARCHITECTURES 80-real)
 add_dependencies(peft_cuda_all peft_cuda_page)
 
 # -- programs for a GPU: where there is none they say so and end with 77 -----------------------------------------------
+if(EXISTS "${peft_cuda_dir}/gpu/main.cu")
 file(GLOB peft_cuda_gpu_tests CONFIGURE_DEPENDS "${peft_cuda_dir}/gpu/*_gpu_test.cu")
 add_executable(test_cuda_gpu "${peft_cuda_dir}/gpu/main.cu" ${peft_cuda_gpu_tests})
 add_executable(bench_cuda "${peft_cuda_dir}/gpu/bench_cuda.cu")
@@ -68,6 +59,7 @@ endforeach()
 add_test(NAME cuda_gpu COMMAND test_cuda_gpu)
 add_test(NAME cuda_bench COMMAND bench_cuda)
 set_tests_properties(cuda_gpu cuda_bench PROPERTIES LABELS cuda SKIP_RETURN_CODE 77 TIMEOUT 3600 RUN_SERIAL ON)
+endif()
 
 # -- the host side without a GPU ---------------------------------------------------------------------------------------
 file(GLOB peft_cuda_host_tests CONFIGURE_DEPENDS "${peft_cuda_dir}/host_*_test.cpp")
