@@ -96,7 +96,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void adapter_s
     none.tiles = 0;
     typename Plan::Tile tile;
     tile.clear();
-    tile_product<Plan, false>(tile, none, low, row0, column0, TileMask{nullptr, 0}, NothingBetween{});
+    tile_product<Plan, false, true>(tile, none, low, row0, column0, TileMask{}, NothingBetween{});
 
     const int warp_row = first_row + row0 + Plan::warp_row();
     const int warp_column = column0 + Plan::warp_column();
@@ -138,7 +138,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void adapter_e
     none.tiles = 0;
     typename Plan::Tile tile;
     tile.clear();
-    tile_product<Plan, false>(tile, none, low, row0, column0, TileMask{nullptr, 0}, NothingBetween{});
+    tile_product<Plan, false, false>(tile, none, low, row0, column0, TileMask{}, NothingBetween{});
 
     const int warp_row = row0 + Plan::warp_row();
     const int warp_column = column0 + Plan::warp_column();

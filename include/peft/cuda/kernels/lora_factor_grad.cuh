@@ -52,7 +52,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_fact
     none.tiles = 0;
     typename Plan::Tile tile;
     tile.clear();
-    tile_product<Plan, true>(tile, none, part, row0, column0, task.mask, NothingBetween{});
+    tile_product<Plan, true, false>(tile, none, part, row0, column0, task.mask, NothingBetween{});
     const int warp_row = row0 + Plan::warp_row();
     const int warp_column = column0 + Plan::warp_column();
     float* parts = task.parts == nullptr ? nullptr : task.parts + static_cast<Index>(block_z()) * task.r * task.in;
@@ -113,7 +113,7 @@ inline cudaError_t lora_factor_grad(const LoraFactorGradArgs<T>& args, cudaStrea
   const LoraFactorGradTask<T> task{
       {tile_source(args.x, args.ldx, args.m, args.in), tile_source(args.ds, args.ldds, args.m, args.r), 0, steps},
       steps_a_part,
-      {args.mask, args.mask_stride},
+      tile_mask(args.mask, args.mask_stride),
       scale,
       args.da,
       args.ldda,

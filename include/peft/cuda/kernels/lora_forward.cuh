@@ -48,7 +48,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_forw
     const int column0 = block_x() * Shape::kBlockN;
     typename Plan::Tile tile;
     tile.clear();
-    tile_product<Plan, false>(tile, task.low, task.main, row0, column0, TileMask{nullptr, 0}, [&](auto& sums) {
+    tile_product<Plan, false, false>(tile, task.low, task.main, row0, column0, TileMask{}, [&](auto& sums) {
       sums.for_each([&](int, int, float& sum) { sum *= task.scale; });
     });
     const int warp_row = row0 + Plan::warp_row();
@@ -67,6 +67,22 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_forw
 }
 
 namespace detail {
+
+template <class T>
+inline LoraForwardTask<T> lora_forward_task(const LoraForwardArgs<T>& args) {
+  return {
+      {tile_source(args.s, args.lds, args.m, args.r), tile_source(args.b, args.ldb, args.out, args.r), 0,
+       blocks_of(args.r, kPanel<T>)},
+      {tile_source(args.x, args.ldx, args.m, args.in), tile_source(args.w, args.ldw, args.out, args.in), 0,
+       blocks_of(args.in, kPanel<T>)},
+      args.bias,
+      args.scale,
+      args.y,
+      args.ldy,
+      static_cast<int>(args.m),
+      static_cast<int>(args.out),
+      is_store_aligned(args.y, args.ldy)};
+}
 
 template <class T, class Shape, bool kOld>
 inline cudaError_t launch_lora_forward(const LoraForwardTask<T>& task, cudaStream_t stream) {
@@ -95,18 +111,7 @@ inline cudaError_t lora_forward(const LoraForwardArgs<T>& args, cudaStream_t str
   if (args.m == 0 || args.out == 0) return cudaSuccess;
   const int sm = device_architecture(args.sm);
   if (sm < 75) return cudaErrorInvalidValue;
-  const LoraForwardTask<T> task{
-      {tile_source(args.s, args.lds, args.m, args.r), tile_source(args.b, args.ldb, args.out, args.r), 0,
-       blocks_of(args.r, kPanel<T>)},
-      {tile_source(args.x, args.ldx, args.m, args.in), tile_source(args.w, args.ldw, args.out, args.in), 0,
-       blocks_of(args.in, kPanel<T>)},
-      args.bias,
-      args.scale,
-      args.y,
-      args.ldy,
-      static_cast<int>(args.m),
-      static_cast<int>(args.out),
-      is_store_aligned(args.y, args.ldy)};
+  const LoraForwardTask<T> task = detail::lora_forward_task(args);
   return sm < 80 ? detail::launch_lora_forward<T, true>(task, stream)
                  : detail::launch_lora_forward<T, false>(task, stream);
 }

@@ -42,7 +42,7 @@ struct LoraInputGradTask {
 
 /// Grid and budgets as lora_forward_kernel's; W and A are read across k.
 template <class T, class Shape, bool kOld>
-PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_input_grad_kernel(LoraInputGradTask<T> task) {
+PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kBlockM == 128 ? 1 : Shape::kResident) void lora_input_grad_kernel(LoraInputGradTask<T> task) {
   if constexpr (kIsForThisDevice<kOld>) {
     using Plan = TilePlan<T, Shape, kOld, Order::kAlongK, Order::kAcrossK>;
     const int row0 = block_y() * Shape::kBlockM;
@@ -51,11 +51,10 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_inpu
     const int warp_column = column0 + Plan::warp_column();
     typename Plan::Tile tile;
     tile.clear();
-    tile_product<Plan, false>(tile, task.low, task.main, row0, column0, TileMask{nullptr, 0}, [&](auto& sums) {
+    tile_product<Plan, false, false>(tile, task.low, task.main, row0, column0, TileMask{}, [&](auto& sums) {
       if (task.mask.bits == nullptr) return;
-      sums.for_each([&](int row, int column, float& sum) {
-        if (warp_row + row >= task.m || warp_column + column >= task.in) return;
-        sum *= mask_factor(task.mask, task.mask_scale, warp_row + row, warp_column + column);
+      sums.mask_rows(task.mask_scale, [&](int row) {
+        return mask_word(task.mask, task.m, task.in, warp_row + row, warp_column);
       });
     });
     tile.for_each_run([&](int row, int column, const auto& run) {
@@ -65,6 +64,22 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_inpu
 }
 
 namespace detail {
+
+template <class T>
+inline LoraInputGradTask<T> lora_input_grad_task(const LoraInputGradArgs<T>& args) {
+  return {
+      {tile_source(args.ds, args.ldds, args.m, args.r), tile_source(args.a, args.lda, args.r, args.in), 0,
+       blocks_of(args.r, kPanel<T>)},
+      {tile_source(args.dy, args.lddy, args.m, args.out), tile_source(args.w, args.ldw, args.out, args.in), 0,
+       blocks_of(args.out, kPanel<T>)},
+      tile_mask(args.mask, args.mask_stride),
+      args.mask_scale,
+      args.dx,
+      args.lddx,
+      static_cast<int>(args.m),
+      static_cast<int>(args.in),
+      is_store_aligned(args.dx, args.lddx)};
+}
 
 template <class T, class Shape, bool kOld>
 inline cudaError_t launch_lora_input_grad(const LoraInputGradTask<T>& task, cudaStream_t stream) {
@@ -93,18 +108,7 @@ inline cudaError_t lora_input_grad(const LoraInputGradArgs<T>& args, cudaStream_
   if (args.m == 0 || args.in == 0) return cudaSuccess;
   const int sm = device_architecture(args.sm);
   if (sm < 75) return cudaErrorInvalidValue;
-  const LoraInputGradTask<T> task{
-      {tile_source(args.ds, args.ldds, args.m, args.r), tile_source(args.a, args.lda, args.r, args.in), 0,
-       blocks_of(args.r, kPanel<T>)},
-      {tile_source(args.dy, args.lddy, args.m, args.out), tile_source(args.w, args.ldw, args.out, args.in), 0,
-       blocks_of(args.out, kPanel<T>)},
-      {args.mask, args.mask_stride},
-      args.mask_scale,
-      args.dx,
-      args.lddx,
-      static_cast<int>(args.m),
-      static_cast<int>(args.in),
-      is_store_aligned(args.dx, args.lddx)};
+  const LoraInputGradTask<T> task = detail::lora_input_grad_task(args);
   return sm < 80 ? detail::launch_lora_input_grad<T, true>(task, stream)
                  : detail::launch_lora_input_grad<T, false>(task, stream);
 }

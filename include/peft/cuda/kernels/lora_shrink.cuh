@@ -54,7 +54,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_shri
     none.tiles = 0;
     typename Plan::Tile tile;
     tile.clear();
-    tile_product<Plan, true>(tile, none, part, row0, column0, task.mask, NothingBetween{});
+    tile_product<Plan, true, false>(tile, none, part, row0, column0, task.mask, NothingBetween{});
     const int warp_row = row0 + Plan::warp_row();
     const int warp_column = column0 + Plan::warp_column();
     if (task.parts != nullptr) {
@@ -119,7 +119,7 @@ inline cudaError_t lora_shrink(const LoraShrinkArgs<T>& args, cudaStream_t strea
   const LoraShrinkTask<T> task{
       {tile_source(args.x, args.ldx, args.m, args.in), tile_source(args.a, args.lda, args.r, args.in), 0, steps},
       steps_a_part,
-      {args.mask, args.mask_stride},
+      tile_mask(args.mask, args.mask_stride),
       scale,
       args.s,
       args.lds,

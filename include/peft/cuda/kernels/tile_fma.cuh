@@ -49,6 +49,17 @@ struct FmaTile {
     }
   }
 
+  template <class Bits>
+  PEFT_DEVICE void mask_rows(float scale, Bits&& bits) {
+    static_assert(kN <= 32);
+    PEFT_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const std::uint32_t kept = bits(row_of(i));
+      PEFT_UNROLL
+      for (int j = 0; j < kColumns; ++j) sums[i][j] *= (kept >> column_of(j)) & 1u ? scale : 0.0f;
+    }
+  }
+
   template <class F>
   PEFT_DEVICE void for_each_run(F&& f) const {
     PEFT_UNROLL

@@ -13,6 +13,13 @@
 
 #include "peft/cuda/kernels/device.cuh"
 
+/// Keeps a loop a loop, where unrolled it would take the registers that the accumulators need.
+#if defined(PEFT_CUDA_EMULATOR)
+#define PEFT_NO_UNROLL
+#else
+#define PEFT_NO_UNROLL PEFT_PRAGMA(unroll 1)
+#endif
+
 PEFT_BEGIN_NAMESPACE
 namespace cuda {
 namespace kernels {
@@ -53,7 +60,7 @@ template <class T>
 struct TileSource {
   const T* data;
   Index ld;                 ///< elements from one row to the next
-  const std::int32_t* map;  ///< row i is row map[i] of `data`; null: row i
+  const std::int32_t* map;  ///< row i is row map[i] of `data` where a product is told so (kMapped)
   int rows, columns;        ///< elements outside read as zero
   bool aligned;             ///< every chunk is 16-byte aligned and wholly inside or outside: see is_aligned()
 };
@@ -62,7 +69,11 @@ struct TileSource {
 struct TileMask {
   const std::uint8_t* bits;
   Index stride;  ///< bytes from one row to the next
+  bool aligned;  ///< words of four bytes may be read from columns that are multiples of 32
 };
+inline TileMask tile_mask(const std::uint8_t* bits, Index stride) {
+  return {bits, stride, reinterpret_cast<std::uintptr_t>(bits) % 4 == 0 && stride % 4 == 0};
+}
 
 /// Whether a source may be read in chunks of 16 bytes; else element by element, which is the same kernel, slower.
 template <class T>
@@ -74,33 +85,65 @@ PEFT_HOST_DEVICE TileSource<T> tile_source(const T* data, Index ld, Index rows, 
   return {data, ld, nullptr, static_cast<int>(rows), static_cast<int>(columns), is_aligned(data, ld, columns)};
 }
 
-/// Copies rows [row0, row0 + kRows) and chunks [column0, + kChunks x kChunk) of a source into panels at byte `tile` of
-/// shared memory, asynchronously. Eight threads beside one another read 128 bytes of one row.
+namespace detail {
+
+/// Which chunks of a tile of kRows x kChunks a thread copies: those of one column of chunks, kStep rows apart, so that
+/// eight threads beside one another read 128 bytes of one row, and that places differ by constants.
 template <class T, int kRows, int kChunks, int kThreads>
+struct ThreadChunks {
+  static_assert(kRows * kChunks % kThreads == 0 && kThreads % kChunks == 0 && kThreads / kChunks % 8 == 0);
+  static constexpr int kCount = kRows * kChunks / kThreads;
+  static constexpr int kStep = kThreads / kChunks;
+  int row, column;  ///< of the first in the tile, in elements
+  int place;        ///< of the first in shared memory, in bytes
+
+  PEFT_DEVICE ThreadChunks() {
+    const int chunk = thread_index() % kChunks;
+    row = thread_index() / kChunks;
+    column = chunk * kChunk<T>;
+    place = (chunk / 8 * kRows + row) * 128 + ((chunk % 8) ^ (row & 7)) * 16;
+  }
+};
+
+}  // namespace detail
+
+/// Copies rows [row0, row0 + kRows) and chunks [column0, + kChunks x kChunk) of a source into panels at byte `tile` of
+/// shared memory, asynchronously.
+template <class T, int kRows, int kChunks, int kThreads, bool kMapped = false>
 PEFT_DEVICE void load_tile(const SharedMemory& memory, int tile, const TileSource<T>& source, int row0, int column0) {
-  static_assert(kRows * kChunks % kThreads == 0);
-  const Shared<T> panels = memory.template at<T>(tile);
-  PEFT_UNROLL
-  for (int i = 0; i < kRows * kChunks / kThreads; ++i) {
-    const int c = thread_index() + i * kThreads;
-    const int row = c / kChunks;
-    const int chunk = c % kChunks;
-    const Shared<T> target =
-        panels + ((chunk / 8) * kRows * kPanel<T> + row * kPanel<T> + ((chunk % 8) ^ (row & 7)) * kChunk<T>);
-    const int from_row = row0 + row;
-    const int from_column = column0 + chunk * kChunk<T>;
-    const bool is_inside = from_row < source.rows && from_column < source.columns;
-    const int mapped = source.map != nullptr && is_inside ? load_const(source.map + from_row) : from_row;
-    const T* from = source.data + (is_inside ? static_cast<Index>(mapped) * source.ld + from_column : Index{0});
-    if (source.aligned) {
-      cp_async_16(target, from, is_inside);
-    } else {
-      Vec<T, kChunk<T>> values{};
-      PEFT_UNROLL
-      for (int e = 0; e < kChunk<T>; ++e) {
-        if (is_inside && from_column + e < source.columns) values[e] = load_const(from + e);
+  using Chunks = detail::ThreadChunks<T, kRows, kChunks, kThreads>;
+  const Chunks mine;
+  const Shared<T> target = memory.template at<T>(tile + mine.place);
+  const int row = row0 + mine.row;
+  const int column = column0 + mine.column;
+  if (source.aligned && !kMapped) {
+    const int last = column < source.columns ? source.rows : 0;
+    const T* from = source.data + static_cast<Index>(row) * source.ld + column;
+    const Index step = source.ld * Chunks::kStep;
+    PEFT_UNROLL
+    for (int i = 0; i < Chunks::kCount; ++i) {
+      cp_async_16(target + i * Chunks::kStep * kPanel<T>, from, row + i * Chunks::kStep < last);
+      from += step;
+    }
+  } else {
+    PEFT_NO_UNROLL
+    for (int i = 0; i < Chunks::kCount; ++i) {
+      const Shared<T> place = target + i * Chunks::kStep * kPanel<T>;
+      const int from_row = row + i * Chunks::kStep;
+      const bool is_inside = from_row < source.rows && column < source.columns;
+      Index at = from_row;
+      if constexpr (kMapped) at = is_inside ? load_const(source.map + from_row) : 0;
+      const T* from = source.data + at * source.ld + column;
+      if (source.aligned) {
+        cp_async_16(place, from, is_inside);
+      } else {
+        Vec<T, kChunk<T>> values{};
+        PEFT_UNROLL
+        for (int e = 0; e < kChunk<T>; ++e) {
+          if (is_inside && column + e < source.columns) values[e] = load_const(from + e);
+        }
+        place.store_vec(0, values);
       }
-      target.store_vec(0, values);
     }
   }
 }
@@ -109,17 +152,18 @@ PEFT_DEVICE void load_tile(const SharedMemory& memory, int tile, const TileSourc
 /// first chunk lowest. At most four chunks a thread.
 template <class T, int kRows, int kChunks, int kThreads>
 PEFT_DEVICE std::uint32_t load_tile_mask(const TileMask& mask, const TileSource<T>& source, int row0, int column0) {
-  static_assert(kRows * kChunks / kThreads <= 4);
+  using Chunks = detail::ThreadChunks<T, kRows, kChunks, kThreads>;
+  static_assert(Chunks::kCount <= 4);
+  const Chunks mine;
+  const int row = row0 + mine.row;
+  const int column = column0 + mine.column;
+  const int last = column < source.columns ? source.rows : 0;
+  const std::uint8_t* from = mask.bits + static_cast<Index>(row) * mask.stride + (column >> 3);
   std::uint32_t all = 0;
   PEFT_UNROLL
-  for (int i = 0; i < kRows * kChunks / kThreads; ++i) {
-    const int c = thread_index() + i * kThreads;
-    const int row = row0 + c / kChunks;
-    const int column = column0 + c % kChunks * kChunk<T>;
-    if (row < source.rows && column < source.columns) {
-      const std::uint32_t byte = load_const(mask.bits + static_cast<Index>(row) * mask.stride + column / 8);
-      all |= (byte >> (column % 8)) << (8 * i);
-    }
+  for (int i = 0; i < Chunks::kCount; ++i) {
+    if (row + i * Chunks::kStep < last) all |= std::uint32_t{load_const(from)} >> (column & 7) << (8 * i);
+    from += mask.stride * Chunks::kStep;
   }
   return all;
 }
@@ -128,15 +172,14 @@ PEFT_DEVICE std::uint32_t load_tile_mask(const TileMask& mask, const TileSource<
 /// before are its own cp.async's, after it the barrier that shows the tile to others.
 template <class T, int kRows, int kChunks, int kThreads>
 PEFT_DEVICE void apply_tile_mask(const SharedMemory& memory, int tile, std::uint32_t bits) {
+  using Chunks = detail::ThreadChunks<T, kRows, kChunks, kThreads>;
   constexpr int kWord = 4 / static_cast<int>(sizeof(T));  // elements in 32 bits
-  const Shared<std::uint32_t> panels = memory.template at<std::uint32_t>(tile);
+  const Chunks mine;
+  const Shared<std::uint32_t> target = memory.template at<std::uint32_t>(tile + mine.place);
   PEFT_UNROLL
-  for (int i = 0; i < kRows * kChunks / kThreads; ++i) {
-    const int c = thread_index() + i * kThreads;
-    const int row = c / kChunks;
-    const int chunk = c % kChunks;
-    const Shared<std::uint32_t> at = panels + ((chunk / 8) * kRows * 32 + row * 32 + ((chunk % 8) ^ (row & 7)) * 4);
-    Vec<std::uint32_t, 4> words = at.template load_vec<4>(0);
+  for (int i = 0; i < Chunks::kCount; ++i) {
+    const Shared<std::uint32_t> place = target + i * Chunks::kStep * 32;
+    Vec<std::uint32_t, 4> words = place.template load_vec<4>(0);
     PEFT_UNROLL
     for (int w = 0; w < 4; ++w) {
       const std::uint32_t two = bits >> (8 * i + kWord * w);
@@ -146,7 +189,7 @@ PEFT_DEVICE void apply_tile_mask(const SharedMemory& memory, int tile, std::uint
         words[w] &= ((0u - (two & 1u)) & 0xFFFFu) | ((0u - ((two >> 1) & 1u)) & 0xFFFF0000u);
       }
     }
-    at.store_vec(0, words);
+    place.store_vec(0, words);
   }
 }
 

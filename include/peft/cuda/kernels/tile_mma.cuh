@@ -41,6 +41,22 @@ struct MmaTile {
     }
   }
 
+  /// Multiplies by `scale` where bit (column) of bits(row) is 1, else by zero.
+  template <class Bits>
+  PEFT_DEVICE void mask_rows(float scale, Bits&& bits) {
+    static_assert(kN <= 32);
+    const int column = lane_index() % 4 * 2;
+    PEFT_UNROLL
+    for (int i = 0; i < kM / 8; ++i) {
+      const std::uint32_t kept = bits(i * 8 + lane_index() / 4) >> column;
+      PEFT_UNROLL
+      for (int j = 0; j < kN / 8; ++j) {
+        PEFT_UNROLL
+        for (int e = 0; e < 2; ++e) sums[i / 2][j][i % 2 * 2 + e] *= (kept >> (j * 8 + e)) & 1u ? scale : 0.0f;
+      }
+    }
+  }
+
   /// Calls f(row, column, run) for runs of columns beside one another: a Vec<float, kRun>, column a multiple of kRun.
   static constexpr int kRun = 2;
   template <class F>

@@ -83,10 +83,10 @@ PEFT_DEVICE TileSource<T> choose(bool is_first, const TileSource<T>& first, cons
 }
 
 /// Starts the copies of one operand's tile: `outer` is its first m (n), `k` its first k.
-template <class T, Order kOrder, int kOuter, int kThreads>
+template <class T, Order kOrder, int kOuter, int kThreads, bool kMapped>
 PEFT_DEVICE void load_operand(const SharedMemory& memory, int tile, const TileSource<T>& source, int outer, int k) {
   if constexpr (kOrder == Order::kAlongK) {
-    load_tile<T, kOuter, 8, kThreads>(memory, tile, source, outer, k);
+    load_tile<T, kOuter, 8, kThreads, kMapped>(memory, tile, source, outer, k);
   } else {
     load_tile<T, kPanel<T>, kOuter / kChunk<T>, kThreads>(memory, tile, source, k, outer);
   }
@@ -111,9 +111,9 @@ PEFT_DEVICE void apply_operand_mask(const SharedMemory& memory, int tile, std::u
 }  // namespace detail
 
 /// tile += A·B of `first`, then between(tile), then A·B of `second`, whose A is masked where kMasked (mask.bits may be
-/// null). Each warp's tile holds its part of the block's, which starts at (row0, column0) of the product. All of the
+/// null), its rows mapped where kMapped. Each warp's tile holds its part of the block's, which starts at (row0, column0) of the product. All of the
 /// block's threads call this once; shared memory is free again after a barrier.
-template <class Plan, bool kMasked, class Between>
+template <class Plan, bool kMasked, bool kMapped, class Between>
 PEFT_DEVICE void tile_product(typename Plan::Tile& tile, const TileSegment<typename Plan::value_type>& first,
                               const TileSegment<typename Plan::value_type>& second, int row0, int column0,
                               const TileMask& mask, Between&& between) {
@@ -129,9 +129,9 @@ PEFT_DEVICE void tile_product(typename Plan::Tile& tile, const TileSegment<typen
   const auto start = [&](int t, int slot) {
     const bool is_first = t < turn;
     const int k = (is_first ? first.first + t : second.first + t - turn) * kPanel<T>;
-    detail::load_operand<T, Plan::kA, Shape::kBlockM, kThreads>(memory, slot * Plan::kStageBytes,
+    detail::load_operand<T, Plan::kA, Shape::kBlockM, kThreads, kMapped>(memory, slot * Plan::kStageBytes,
                                                                 detail::choose(is_first, first.a, second.a), row0, k);
-    detail::load_operand<T, Plan::kB, Shape::kBlockN, kThreads>(memory, slot * Plan::kStageBytes + Plan::kBytesA,
+    detail::load_operand<T, Plan::kB, Shape::kBlockN, kThreads, false>(memory, slot * Plan::kStageBytes + Plan::kBytesA,
                                                                 detail::choose(is_first, first.b, second.b), column0, k);
   };
   // A mask's bits come into a register one step ahead.
@@ -168,10 +168,20 @@ PEFT_DEVICE void tile_product(typename Plan::Tile& tile, const TileSegment<typen
   if (turn > 0 && second.tiles == 0) between(tile);
 }
 
-/// The mask's factor of one element of an output.
-PEFT_DEVICE float mask_factor(const TileMask& mask, float scale, int row, int column) {
-  const std::uint32_t byte = load_const(mask.bits + static_cast<Index>(row) * mask.stride + column / 8);
-  return (byte >> (column % 8)) & 1u ? scale : 0.0f;
+/// A mask's bits from (row, column) to the next column that is a multiple of 32; column a multiple of 8; zeros outside
+/// [rows, columns].
+PEFT_DEVICE std::uint32_t mask_word(const TileMask& mask, int rows, int columns, int row, int column) {
+  if (row >= rows || column >= columns) return 0;
+  const int start = column & ~31;
+  const std::uint8_t* from = mask.bits + static_cast<Index>(row) * mask.stride + (start >> 3);
+  std::uint32_t word = 0;
+  if (mask.aligned && start + 32 <= columns) {
+    word = load_const(reinterpret_cast<const std::uint32_t*>(from));
+  } else {
+    const int bytes = (min(columns - start, 32) + 7) / 8;
+    for (int i = 0; i < bytes; ++i) word |= std::uint32_t{load_const(from + i)} << (8 * i);
+  }
+  return word >> (column & 31);
 }
 
 /// Rounds a run of columns once and stores what lies inside [rows, columns]: by one instruction where `aligned`.
