@@ -2,6 +2,8 @@
 /// The element-wise non-linearities of ops/activation.hpp in float, f and f'. All of them have f(0) = 0, which the padding
 /// of tiles relies on.
 
+#include <type_traits>
+
 #include "peft/core/activation.hpp"
 #include "peft/cuda/kernels/device.cuh"
 
@@ -38,52 +40,63 @@ PEFT_DEVICE float normal_distribution(float x, float& bell) {
 /// 2u with u = √(2/π)·(x + 0.044715·x³): gelu_tanh is x·σ(2u).
 PEFT_DEVICE float gelu_gate(float x) { return 1.5957691216f * x * fma(x * x, 0.044715f, 1.0f); }
 
-PEFT_DEVICE float activate(Activation kind, float x) {
+template <Activation kKind>
+PEFT_DEVICE float activate(float x) {
   float other;
-  switch (kind) {
-    case Activation::kRelu:
-      return x > 0.0f ? x : 0.0f;
-    case Activation::kGelu:
-      return x * normal_distribution(x, other);
-    case Activation::kGeluTanh:
-      return x * sigmoid(gelu_gate(x), other);
-    case Activation::kSilu:
-      return x * sigmoid(x, other);
-    case Activation::kTanh:
-      return tanh_(x);
-    case Activation::kLeakyRelu:
-      return x > 0.0f ? x : 0.01f * x;
-  }
-  return x;
+  if constexpr (kKind == Activation::kRelu) return x > 0.0f ? x : 0.0f;
+  if constexpr (kKind == Activation::kGelu) return x * normal_distribution(x, other);
+  if constexpr (kKind == Activation::kGeluTanh) return x * sigmoid(gelu_gate(x), other);
+  if constexpr (kKind == Activation::kSilu) return x * sigmoid(x, other);
+  if constexpr (kKind == Activation::kTanh) return tanh_(x);
+  return x > 0.0f ? x : 0.01f * x;
 }
 
-/// f'(x); at 0 that of relu is 0 and of leaky_relu 0.01.
-PEFT_DEVICE float activation_slope(Activation kind, float x) {
+/// f'(x), and f(x) besides; at 0 the slope of relu is 0 and that of leaky_relu 0.01.
+template <Activation kKind>
+PEFT_DEVICE float activation_slope(float x, float& f) {
   float other;
+  if constexpr (kKind == Activation::kRelu) {
+    f = x > 0.0f ? x : 0.0f;
+    return x > 0.0f ? 1.0f : 0.0f;
+  } else if constexpr (kKind == Activation::kGelu) {
+    const float phi = normal_distribution(x, other);
+    f = x * phi;
+    return fma(x * 0.39894228f, other, phi);
+  } else if constexpr (kKind == Activation::kGeluTanh) {
+    const float gate = sigmoid(gelu_gate(x), other);
+    const float inner = 1.5957691216f * fma(x * x, 0.134145f, 1.0f);
+    f = x * gate;
+    return fma(x * inner * gate, other, gate);
+  } else if constexpr (kKind == Activation::kSilu) {
+    const float sigma = sigmoid(x, other);
+    f = x * sigma;
+    return sigma * fma(x, other, 1.0f);
+  } else if constexpr (kKind == Activation::kTanh) {
+    f = tanh_(x);
+    return 1.0f - f * f;
+  } else {
+    f = x > 0.0f ? x : 0.01f * x;
+    return x > 0.0f ? 1.0f : 0.01f;
+  }
+}
+
+/// f(std::integral_constant of kind): for code that is chosen once and not at every element.
+template <class F>
+PEFT_DEVICE void with_activation(Activation kind, F&& f) {
   switch (kind) {
     case Activation::kRelu:
-      return x > 0.0f ? 1.0f : 0.0f;
-    case Activation::kGelu: {
-      const float phi = normal_distribution(x, other);
-      return fma(x * 0.39894228f, other, phi);
-    }
-    case Activation::kGeluTanh: {
-      const float gate = sigmoid(gelu_gate(x), other);
-      const float inner = 1.5957691216f * fma(x * x, 0.134145f, 1.0f);
-      return fma(x * inner * gate, other, gate);
-    }
-    case Activation::kSilu: {
-      const float sigma = sigmoid(x, other);
-      return sigma * fma(x, other, 1.0f);
-    }
-    case Activation::kTanh: {
-      const float t = tanh_(x);
-      return 1.0f - t * t;
-    }
+      return f(std::integral_constant<Activation, Activation::kRelu>{});
+    case Activation::kGelu:
+      return f(std::integral_constant<Activation, Activation::kGelu>{});
+    case Activation::kGeluTanh:
+      return f(std::integral_constant<Activation, Activation::kGeluTanh>{});
+    case Activation::kSilu:
+      return f(std::integral_constant<Activation, Activation::kSilu>{});
+    case Activation::kTanh:
+      return f(std::integral_constant<Activation, Activation::kTanh>{});
     case Activation::kLeakyRelu:
-      return x > 0.0f ? 1.0f : 0.01f;
+      return f(std::integral_constant<Activation, Activation::kLeakyRelu>{});
   }
-  return 1.0f;
 }
 
 }  // namespace kernels

@@ -6,8 +6,8 @@
 /// here, of what the kernel leaves of f(S) and dS.)
 ///
 /// A thread block takes 64 rows and a slice of the bottleneck's columns:
-///   1. hidden [64, slice] = f(x·Dᵀ + e): loop over k = d, in passes of kColumns columns; the sums go from registers,
-///      through f, to shared memory as panels (tile_layout.cuh), where they are the next product's left operand;
+///   1. hidden [64, slice] = f(x·Dᵀ + e): loop over k = d, in passes of kColumns columns; S is rounded to T into shared
+///      memory as panels (tile_layout.cuh), and f of it, in place, is the next product's left operand;
 ///   2. y [64, d] = hidden·Uᵀ: loop over tiles of kColumns columns of y, k = slice; one stream of copies over all tiles.
 /// S reaches global memory only where it is wanted for backward. Backward is the same two loops with dy for x, U for D
 /// (across k), f'(S) for f, and D for U.
@@ -105,7 +105,7 @@ struct BottleneckTask {
   Index ldo;
   float* parts;  ///< [slices, m, d]; null: straight to out
   int m, d, b, width;
-  bool s_aligned, saved_aligned, residual_aligned, out_aligned, parts_aligned, hidden_bias_aligned, out_bias_aligned;
+  bool s_aligned, saved_aligned, residual_aligned, out_aligned, parts_aligned, out_bias_aligned;
 };
 
 template <class T, int kColumns_, bool kOld, bool kBackward>
@@ -139,12 +139,11 @@ PEFT_DEVICE void for_each_four(const MmaTile<T, kM, kN, kA, kB>& tile, F&& f) {
     for (int j = 0; j < kN / 8; j += 2) {
       PEFT_UNROLL
       for (int e = 0; e < 4; e += 2) {
-        const float(&left)[4] = tile.sums[i][j];
-        const float(&right)[4] = tile.sums[i][j + 1];
-        const float got0 = shuffle_xor(~0u, odd ? left[e] : right[e], 1);
-        const float got1 = shuffle_xor(~0u, odd ? left[e + 1] : right[e + 1], 1);
-        const Vec<float, 4> four = odd ? Vec<float, 4>{{got0, got1, right[e], right[e + 1]}}
-                                       : Vec<float, 4>{{left[e], left[e + 1], got0, got1}};
+        const float left0 = tile.sums[i][j][e], left1 = tile.sums[i][j][e + 1];
+        const float right0 = tile.sums[i][j + 1][e], right1 = tile.sums[i][j + 1][e + 1];
+        const float got0 = shuffle_xor(~0u, odd ? left0 : right0, 1);
+        const float got1 = shuffle_xor(~0u, odd ? left1 : right1, 1);
+        const Vec<float, 4> four{{odd ? got0 : left0, odd ? got1 : left1, odd ? right0 : got0, odd ? right1 : got1}};
         f(i * 16 + lane_index() / 4 + e * 4, j * 8 + column, four);
       }
     }
@@ -185,6 +184,39 @@ PEFT_DEVICE Vec<float, 4> load_bias(const float* bias, bool aligned, int columns
   return four;
 }
 
+/// Sixteen bytes of a matrix; zero outside of it.
+template <class T>
+PEFT_DEVICE Vec<T, kChunk<T>> load_chunk(const T* from, Index ld, int rows, int columns, bool aligned, int row, int column) {
+  Vec<T, kChunk<T>> chunk{};
+  if (row >= rows || column >= columns) return chunk;
+  const T* const at = from + static_cast<Index>(row) * ld + column;
+  if (aligned && column + kChunk<T> <= columns) return load_const(reinterpret_cast<const Vec<T, kChunk<T>>*>(at));
+  PEFT_UNROLL
+  for (int e = 0; e < kChunk<T>; ++e) {
+    if (column + e < columns) chunk[e] = load_const(at + e);
+  }
+  return chunk;
+}
+template <class T>
+PEFT_DEVICE void store_chunk(T* to, Index ld, int rows, int columns, bool aligned, int row, int column,
+                             const Vec<T, kChunk<T>>& chunk) {
+  if (row >= rows || column >= columns) return;
+  T* const at = to + static_cast<Index>(row) * ld + column;
+  if (aligned && column + kChunk<T> <= columns) {
+    store(reinterpret_cast<Vec<T, kChunk<T>>*>(at), chunk);
+    return;
+  }
+  PEFT_UNROLL
+  for (int e = 0; e < kChunk<T>; ++e) {
+    if (column + e < columns) store(at + e, chunk.v[e]);
+  }
+}
+/// For these: whether rows begin at multiples of 16 bytes.
+template <class T>
+inline bool is_chunk_aligned(const T* data, Index ld) {
+  return is_aligned_16(data) && ld % kChunk<T> == 0;
+}
+
 /// `tiles` products one behind the other, each over `steps` of k, in one stream of copies: start(tile, step, stage) begins
 /// the copies of a step to byte `stage`; left(step, stage) says at which byte the left operand is; finish(tile) takes the
 /// sums. The caller's threads have passed a barrier since shared memory was last read.
@@ -221,6 +253,62 @@ PEFT_DEVICE void bottleneck_products(int tiles, int steps, Start&& start, Left&&
   }
 }
 
+/// The sums of a pass, with the bias (forward) or c (backward), rounded to T, to the hidden panels.
+template <class Plan, bool kBackward, class T>
+PEFT_DEVICE void store_hidden(const BottleneckTask<T>& task, const typename Plan::Tile& sums, int local0, int hidden0) {
+  constexpr int kRun = Plan::Tile::kRun;
+  const Shared<T> panels = shared_memory().template at<T>(Plan::kHidden);
+  sums.for_each_run([&](int row, int column, Vec<float, kRun> run) {
+    const int local_row = Plan::warp_row() + row, local = local0 + Plan::warp_column() + column;
+    Vec<T, kRun> narrow;
+    PEFT_UNROLL
+    for (int e = 0; e < kRun; ++e) {
+      if constexpr (kBackward) {
+        run[e] *= task.scale;
+      } else {
+        if (task.hidden_bias != nullptr && hidden0 + local + e < task.b) run[e] += load_const(task.hidden_bias + hidden0 + local + e);
+      }
+      narrow[e] = from_float<T>(run[e]);
+    }
+    const int panel = local / kPanel<T> * (Plan::kPanelBytes / static_cast<int>(sizeof(T)));
+    panels.template store_vec<kRun>(panel + panel_position<T>(local_row, local % kPanel<T>), narrow);
+  });
+}
+
+/// The hidden panels of a pass become f of themselves, or in backward themselves times f'(S): 16 bytes a thread, a row's
+/// lanes beside one another. What global memory keeps of them is written on the way.
+template <class Plan, bool kBackward, Activation kKind, class T>
+PEFT_DEVICE void activate_hidden(const BottleneckTask<T>& task, int local0, int row0, int hidden0, int hidden1) {
+  constexpr int kVec = kChunk<T>;
+  constexpr int kChunks = Plan::kColumns / kVec;
+  const Shared<T> panels = shared_memory().template at<T>(Plan::kHidden);
+  for (int c = thread_index(); c < Plan::kRows * kChunks; c += Plan::kThreads) {
+    const int row = c / kChunks, local = local0 + c % kChunks * kVec;
+    const int panel = local / kPanel<T> * (Plan::kPanelBytes / static_cast<int>(sizeof(T)));
+    const Shared<T> at = panels + (panel + panel_position<T>(row, local % kPanel<T>));
+    Vec<T, kVec> values = at.template load_vec<kVec>(0);
+    const int from_row = row0 + row, from = hidden0 + local;
+    if constexpr (kBackward) {
+      const Vec<T, kVec> s = load_chunk(task.s, task.lds, task.m, hidden1, task.s_aligned, from_row, from);
+      Vec<T, kVec> active;
+      PEFT_UNROLL
+      for (int e = 0; e < kVec; ++e) {
+        float f;
+        const float slope = activation_slope<kKind>(to_float(s.v[e]), f);
+        active[e] = from_float<T>(task.scale * f);
+        values[e] = from_float<T>(to_float(values.v[e]) * slope);
+      }
+      store_chunk(task.ds, static_cast<Index>(task.b), task.m, hidden1, task.saved_aligned, from_row, from, values);
+      store_chunk(task.active, static_cast<Index>(task.b), task.m, hidden1, task.saved_aligned, from_row, from, active);
+    } else {
+      if (task.s != nullptr) store_chunk(task.s, task.lds, task.m, hidden1, task.s_aligned, from_row, from, values);
+      PEFT_UNROLL
+      for (int e = 0; e < kVec; ++e) values[e] = from_float<T>(activate<kKind>(to_float(values.v[e])));
+    }
+    at.store_vec(0, values);
+  }
+}
+
 /// Grid: row blocks, slices. Budgets: 256 threads, 128 registers, so that two blocks fit a multiprocessor; shared memory
 /// 48 KiB (sm_75: 32) and 8 KiB for every 128 bytes of a hidden row (64 columns of 16 bits, 32 of float).
 template <class T, int kColumns, bool kOld, bool kBackward>
@@ -247,35 +335,10 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(256, 2) void bottleneck_kernel(BottleneckTask<T> 
         },
         [](int, int stage) { return stage; },
         [&](const typename Plan::Tile& sums, int tile) {
-          for_each_four(sums, [&](int row, int column, Vec<float, 4> four) {
-            const int local_row = Plan::warp_row() + row, local = tile * kColumns + Plan::warp_column() + column;
-            const int from_row = row0 + local_row, from = hidden0 + local;
-            if constexpr (kBackward) {
-              const Vec<float, 4> s = load_four(task.s, task.lds, task.m, hidden1, task.s_aligned, from_row, from);
-              Vec<float, 4> active;
-              PEFT_UNROLL
-              for (int e = 0; e < 4; ++e) {
-                active[e] = task.scale * activate(task.activation, s.v[e]);
-                four[e] = four.v[e] * task.scale * activation_slope(task.activation, s.v[e]);
-              }
-              store_run(task.ds, static_cast<Index>(task.b), task.m, hidden1, task.saved_aligned, from_row, from, four);
-              store_run(task.active, static_cast<Index>(task.b), task.m, hidden1, task.saved_aligned, from_row, from, active);
-            } else {
-              const Vec<float, 4> bias = load_bias(task.hidden_bias, task.hidden_bias_aligned, hidden1, from);
-              PEFT_UNROLL
-              for (int e = 0; e < 4; ++e) four[e] += bias.v[e];
-              if (task.s != nullptr) {
-                store_run(task.s, task.lds, task.m, hidden1, task.s_aligned, from_row, from, four);
-              }
-              PEFT_UNROLL
-              for (int e = 0; e < 4; ++e) four[e] = activate(task.activation, four.v[e]);
-            }
-            Vec<T, 4> narrow;
-            PEFT_UNROLL
-            for (int e = 0; e < 4; ++e) narrow[e] = from_float<T>(four.v[e]);
-            const Shared<T> panel =
-                memory.template at<T>(Plan::kHidden + local / kPanel<T> * Plan::kPanelBytes);
-            panel.template store_vec<4>(panel_position<T>(local_row, local % kPanel<T>), narrow);
+          store_hidden<Plan, kBackward>(task, sums, tile * kColumns, hidden0);
+          sync_threads();
+          with_activation(task.activation, [&](auto kind) {
+            activate_hidden<Plan, kBackward, decltype(kind)::value>(task, tile * kColumns, row0, hidden0, hidden1);
           });
         });
     if (task.out == nullptr) return;
@@ -445,8 +508,7 @@ cudaError_t bottleneck_forward(const BottleneckForwardArgs<T>& args, cudaStream_
   task.d = static_cast<int>(args.d);
   task.b = static_cast<int>(args.b);
   task.width = cut.width;
-  task.s_aligned = is_store_aligned(args.s, args.lds);
-  task.hidden_bias_aligned = is_aligned_16(args.down_bias);
+  task.s_aligned = is_chunk_aligned(args.s, args.lds);
   task.out_bias_aligned = is_aligned_16(args.up_bias);
   task.residual_aligned = is_store_aligned(args.residual, args.ldr);
   task.out_aligned = is_store_aligned(args.y, args.ldy);
@@ -488,8 +550,8 @@ cudaError_t bottleneck_backward(const BottleneckBackwardArgs<T>& args, cudaStrea
   task.d = static_cast<int>(args.d);
   task.b = static_cast<int>(args.b);
   task.width = cut.width;
-  task.s_aligned = is_store_aligned(args.s, args.lds);
-  task.saved_aligned = is_store_aligned(task.ds, args.b);
+  task.s_aligned = is_chunk_aligned(args.s, args.lds);
+  task.saved_aligned = is_chunk_aligned(task.ds, args.b);
   task.residual_aligned = is_store_aligned(args.residual, args.ldr);
   task.out_aligned = is_store_aligned(args.dx, args.lddx);
   task.parts_aligned = is_store_aligned(sums, args.d);
