@@ -75,7 +75,7 @@ void check_forward(const Case& c, Weight* given = nullptr) {
   args.sm = c.sm;
   Buffer<float> workspace(device::four_bit_forward_workspace<T>(args.w, c.m, c.sm) / 4, "workspace");
   args.workspace = workspace.data();
-  const device::FourBitRoute route = device::four_bit_forward_route<T>(args.w, c.m, c.sm);
+  const device::FourBitRoute route = device::four_bit_forward_route<T>(args.w, c.m, c.sm, c.offset == 0);
   INFO(text_of(c, "forward", route));
   REQUIRE(device::four_bit_forward(args, nullptr) == cudaSuccess);
   REQUIRE_CLEAN();
@@ -128,7 +128,7 @@ void check_gradient(const Case& c) {
   args.sm = c.sm;
   Buffer<float> workspace(device::four_bit_input_grad_workspace<T>(args.w, c.m, c.sm) / 4, "workspace");
   args.workspace = workspace.data();
-  INFO(text_of(c, "gradient", device::four_bit_input_grad_route<T>(args.w, c.sm)));
+  INFO(text_of(c, "gradient", device::four_bit_input_grad_route<T>(args.w, c.sm, c.offset == 0 && c.out % 8 == 0)));
   REQUIRE(device::four_bit_input_grad(args, nullptr) == cudaSuccess);
   REQUIRE_CLEAN();
   for (Index i = 0; i < c.m; ++i) {

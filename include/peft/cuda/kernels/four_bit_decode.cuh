@@ -47,7 +47,10 @@ struct PairTable {
 
   /// Values of byte `byte` of a word: the first code's, then the second's.
   PEFT_DEVICE Pair operator()(std::uint32_t word, int byte) const {
-    return all.load(static_cast<int>((word >> (8 * byte)) & 255u) * kCopies + copy);
+    // One shift and (place & mask) | copy in one instruction, which compilers do not find by themselves.
+    constexpr int kShift = kCopies == 32 ? 5 : 4;
+    const std::uint32_t place = byte == 0 ? word << kShift : word >> (8 * byte - kShift);
+    return all.load(static_cast<int>(lop3<0xEA>(place, 255u << kShift, static_cast<std::uint32_t>(copy))));
   }
 };
 
@@ -91,6 +94,11 @@ PEFT_DEVICE Shared<float> fill_nested_map(const SharedMemory& memory, int at, co
 
 // -- scales ------------------------------------------------------------------------------------------------------------------
 
+namespace detail {
+/// Of a power of two.
+PEFT_DEVICE int log2_of(int v) { return 31 - __builtin_clz(static_cast<unsigned>(v)); }
+}  // namespace detail
+
 /// The maxima of four rows in one column of blocks, as they are stored.
 struct FourBitScaleWords {
   Vec<float, 4> v;      ///< absmax, or the nested maxima
@@ -113,7 +121,7 @@ struct FourBitScales {
         nested_codes(w.nested_codes),
         nested_absmax(w.nested_absmax),
         offset(w.nested_offset),
-        shift(31 - count_leading_zeros(w.block_size)),
+        shift(detail::log2_of(w.block_size)),
         padded_blocks(static_cast<int>(four_bit_row_blocks(w.in, w.block_size))),
         blocks(static_cast<int>(w.in >> shift)),
         out(static_cast<int>(w.out)),
@@ -150,9 +158,69 @@ struct FourBitScales {
     }
     return scales;
   }
+};
+
+/// Maxima of four rows, for a warp that goes along them: addresses are worked out once, and a nested maximum, which belongs to 256
+/// blocks, is kept until the next one is met.
+template <bool kNested>
+struct FourBitRowScales {
+  const float* absmax;
+  const std::uint8_t* codes;
+  const float* nested_absmax;
+  float offset;
+  int shift, blocks;
+  int first;   ///< flat number of the first row's first block
+  int inside;  ///< rows of the four that exist
+  int change = 0;
+  Vec<float, 4> most;
+
+  /// `row`: a multiple of 4.
+  PEFT_DEVICE FourBitRowScales(const FourBitPacked& w, int row)
+      : nested_absmax(w.nested_absmax),
+        offset(w.nested_offset),
+        shift(detail::log2_of(w.block_size)),
+        blocks(static_cast<int>(w.in >> shift)),
+        first(row * blocks),
+        inside(static_cast<int>(w.out) - row) {
+    const Index place = four_bit_scale_place(row, 0, w.in, w.block_size);
+    absmax = w.absmax + (kNested ? Index{0} : place);
+    codes = w.nested_codes + (kNested ? place : Index{0});
+  }
+
+  /// At column `column`; columns ascend.
+  PEFT_DEVICE FourBitScaleWords load(int column) {
+    const int block = column >> shift;
+    if constexpr (!kNested) {
+      return {load_const(reinterpret_cast<const Vec<float, 4>*>(absmax + static_cast<Index>(block) * kBrickRows)), 0};
+    } else {
+      if (block >= change) find(min(block, blocks - 1));
+      return {most, load_const(reinterpret_cast<const std::uint32_t*>(codes + static_cast<Index>(block) * kBrickRows))};
+    }
+  }
+
+  PEFT_DEVICE Vec<float, 4> expand(const FourBitScaleWords& words, const Shared<float>& map) const {
+    if constexpr (!kNested) {
+      return words.v;
+    } else {
+      Vec<float, 4> scales;
+      PEFT_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        scales[e] = add_rn(mul_rn(map.load(static_cast<int>((words.codes >> (8 * e)) & 255u)), words.v[e]), offset);
+      }
+      return scales;
+    }
+  }
 
  private:
-  static PEFT_DEVICE int count_leading_zeros(int v) { return __builtin_clz(static_cast<unsigned>(v)); }
+  PEFT_DEVICE void find(int block) {
+    change = INT_MAX;
+    PEFT_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      const int flat = first + e * blocks + block;
+      most[e] = e < inside ? load_const(nested_absmax + (flat >> 8)) : 0.0f;
+      change = min(change, block + 256 - (flat & 255));
+    }
+  }
 };
 
 /// The maximum of one block, for whatever order they lie in: `block` is counted within `row`, or flat where w.is_flat().

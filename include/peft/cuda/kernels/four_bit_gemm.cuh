@@ -25,7 +25,7 @@ namespace kernels {
 template <class T>
 struct FourBitGemmArgs {
   FourBitPacked w;  ///< not is_flat()
-  const T* x;       ///< [m, k]
+  const T* x;       ///< [m, k]; rows may be read 16 bytes at a time and end with 16 bytes
   Index ldx;
   const T* left;  ///< s or ds [m, r]
   Index ldleft;
@@ -41,7 +41,7 @@ struct FourBitGemmArgs {
   float* parts;  ///< [grid z, m, n] where k is cut, else null
   int m, r;
   int steps_per_part;
-  bool x_aligned;         ///< rows of x may be read 16 bytes at a time, and k % 8 == 0
+  bool x_aligned;         ///< whether that is so: four_bit_tile.cuh takes others
   bool low_rank_aligned;  ///< of left 8 bytes at a time; of right 8 (gradient 16, and in % 8 == 0); and r % 4 == 0
   bool y_aligned;         ///< rows of y may be written 8 (gradient 16) bytes at a time
 };
@@ -87,16 +87,7 @@ PEFT_DEVICE void load_step(const FourBitGemmArgs<T>& p, const SharedMemory& memo
     const bool is_inside = token0 + row < p.m && k < k_length;
     const T* from = p.x + (is_inside ? (token0 + row) * p.ldx + k : Index{0});
     const Shared<std::uint16_t> to = tile + (row * Plan::kRowChunks + Plan::swizzle(row, chunk)) * 8;
-    if (p.x_aligned) {
-      cp_async_16(to, from, is_inside);
-    } else {
-      Vec<std::uint16_t, 8> values{};
-      PEFT_UNROLL
-      for (int e = 0; e < 8; ++e) {
-        if (is_inside && k + e < k_length) values[e] = load_const(from + e).bits;
-      }
-      to.store_vec(0, values);
-    }
+    cp_async_16(to, from, is_inside);
   }
   const Shared<std::uint8_t> bricks =
       memory.template at<std::uint8_t>(stage + Plan::kTokenBytes + warp_index() * kBrickBytes + lane_index() * 16);

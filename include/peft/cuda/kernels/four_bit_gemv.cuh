@@ -1,8 +1,8 @@
 #pragma once
 /// y = x·Wᵀ + bias + scale·s·bᵀ for a few rows of x and a weight in four bits: the time is that of reading the weight once.
 ///
-/// A block takes a row of bricks (32 rows of W); its sixteen warps take bricks in turn, so that the block reads 16 KiB at a time,
-/// each warp the next brick while it computes one. Partial sums of the warps are added in their order at the end; where there are
+/// A block takes a row of bricks (32 rows of W); its sixteen warps take bricks in turn, so that the block reads 16 KiB at a time;
+/// as soon as half a brick is decoded the half that follows in its place is asked for. Partial sums of the warps are added in their order at the end; where there are
 /// too few rows of bricks, k is cut into parts, added by four_bit_reduce in their order.
 ///
 /// four_bit_thin   f16, bf16; up to 8·kTiles rows of x. On tensor cores even for one row: W is A (16 rows), x is B (8 columns),
@@ -29,7 +29,7 @@ inline constexpr int kGemvSharedBytes = kPairTableBytes + kNestedMapBytes;
 template <class T>
 struct FourBitGemvArgs {
   FourBitPacked w;  ///< not is_flat()
-  const T* x;
+  const T* x;       ///< [m, in], rows may be read 16 bytes at a time
   Index ldx;
   const T* s;  ///< [m, r]
   Index lds;
@@ -42,7 +42,6 @@ struct FourBitGemvArgs {
   float* parts;  ///< [grid z, m, out] where k is cut, else null
   int m, r;
   int bricks_per_part;
-  bool x_aligned;         ///< rows of x may be read 16 bytes at a time, and in % 8 == 0
   bool low_rank_aligned;  ///< rows of s and b 8 bytes at a time, and r % 4 == 0
 };
 
@@ -60,60 +59,35 @@ PEFT_DEVICE void store_gemv(const FourBitGemvArgs<T>& p, int row, int out, float
   }
 }
 
-/// What a warp reads of a brick.
-template <int kTiles>
-struct ThinBrick {
-  FourBitChunk codes[2];
-  Vec<std::uint32_t, 4> x[kTiles][2];
-  FourBitScaleWords scales[2];
-};
-
-template <class T, int kTiles>
-PEFT_DEVICE ThinBrick<kTiles> load_thin(const FourBitGemvArgs<T>& p, const FourBitScales& scales, const FourBitChunk* codes,
-                                        int row0, int brick) {
-  const int g = lane_index() / 4;
-  const int t = lane_index() % 4;
-  ThinBrick<kTiles> all;
-  PEFT_UNROLL
-  for (int h = 0; h < 2; ++h) {
-    all.codes[h] = load_stream(codes + static_cast<Index>(brick) * (kBrickBytes / 16) + 32 * h);
-    const int k = brick * kBrickColumns + 32 * h;
-    PEFT_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const int row = 8 * tile + g;
-      all.x[tile][h] = load_eight(p.x + row * p.ldx, row < p.m, k + 8 * t, scales.in, p.x_aligned);
-    }
-    if (h == 0 || scales.shift < 6) {
-      all.scales[h] = scales.load_rows(row0 + 4 * g, k);
-    } else {
-      all.scales[h] = all.scales[0];
-    }
-  }
-  return all;
-}
+/// Half a brick is 32 chunks, one a lane; a warp's next brick is kGemvWarps further.
+inline constexpr int kHalfBrick = 32, kBrickChunks = 64;
 
 }  // namespace detail
 
 /// Grid: rows of bricks, 1, parts. 512 threads; registers 64 (kTiles = 1: two blocks a multiprocessor, half of its threads or
 /// more), 128 (kTiles = 2); shared memory 33 KiB.
-template <class T, int kTiles>
+template <class T, int kTiles, bool kNested>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_thin_kernel(FourBitGemvArgs<T> args) {
   static_assert(kTiles == 1 || kTiles == 2);
   const SharedMemory memory = shared_memory();
-  const FourBitScales scales(args.w);
   const int warp = warp_index();
   const int lane = lane_index();
   const int row0 = block_x() * kBrickRows;
+  const int in = static_cast<int>(args.w.in);
+  const int out = static_cast<int>(args.w.out);
   const int bricks = static_cast<int>(four_bit_brick_columns(args.w.in));
   const int first = block_z() * args.bricks_per_part;
   const int end = min(first + args.bricks_per_part, bricks);
-  const FourBitChunk* codes =
-      reinterpret_cast<const FourBitChunk*>(args.w.codes) + static_cast<Index>(block_x()) * bricks * (kBrickBytes / 16) + lane;
+  int brick = first + warp;
+  const FourBitChunk* codes = reinterpret_cast<const FourBitChunk*>(args.w.codes) +
+                              (static_cast<Index>(block_x()) * bricks + brick) * detail::kBrickChunks + lane;
 
   // Weights are under way before the table is made.
-  int brick = first + warp;
-  detail::ThinBrick<kTiles> next{};
-  if (brick < end) next = detail::load_thin<T, kTiles>(args, scales, codes, row0, brick);
+  FourBitChunk chunks[2] = {};
+  PEFT_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    if (brick < end) chunks[h] = load_stream(codes + h * detail::kHalfBrick);
+  }
   const PairTable<T> table = fill_pair_table<T, kGemvThreads>(memory, 0, args.w.value);
   const Shared<float> map = fill_nested_map<kGemvThreads>(memory, kPairTableBytes, args.w);
 
@@ -122,7 +96,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
     // r more columns of k, first: the accumulators are still theirs alone when they are scaled.
     for (int k = 16 * warp; k < args.r; k += 16 * kGemvWarps) {
       std::uint32_t fragments[2][4];
-      low_rank_rows(fragments, args.b, args.ldb, row0, scales.out, k, args.r, args.low_rank_aligned);
+      low_rank_rows(fragments, args.b, args.ldb, row0, out, k, args.r, args.low_rank_aligned);
       PEFT_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         const int row = 8 * tile + lane / 4;
@@ -143,15 +117,36 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
   }
   sync_threads();
 
+  FourBitRowScales<kNested> scales(args.w, row0 + lane / 4 * 4);
+  const Vec<std::uint32_t, 4>* x_rows[kTiles];
+  PEFT_UNROLL
+  for (int tile = 0; tile < kTiles; ++tile) {
+    x_rows[tile] = reinterpret_cast<const Vec<std::uint32_t, 4>*>(args.x + (8 * tile + lane / 4) * args.ldx + brick * kBrickColumns) + lane % 4;
+  }
   while (brick < end) {
-    const detail::ThinBrick<kTiles> now = next;
-    brick += kGemvWarps;
-    if (brick < end) next = detail::load_thin<T, kTiles>(args, scales, codes, row0, brick);
+    const int k0 = brick * kBrickColumns;
+    FourBitScaleWords words = scales.load(k0);
+    Vec<std::uint32_t, 4> x[2][kTiles];
     PEFT_UNROLL
     for (int h = 0; h < 2; ++h) {
+      PEFT_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        x[h][tile] = {};
+        // Where in ends within the brick, it ends with its first half.
+        if (8 * tile + lane / 4 < args.m && (h == 0 || k0 + 32 < in)) x[h][tile] = load_const(x_rows[tile] + 4 * h);
+      }
+    }
+    PEFT_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) x_rows[tile] += kGemvWarps * kBrickColumns / 8;
+    brick += kGemvWarps;
+    codes += kGemvWarps * detail::kBrickChunks;
+    PEFT_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      if (h == 1 && scales.shift < 6) words = scales.load(k0 + 32);
+      const Vec<float, 4> scale = scales.expand(words, map);
       std::uint32_t fragments[2][2][4];
-      decode_rows_unscaled<T>(fragments, now.codes[h], table);
-      const Vec<float, 4> scale = scales.expand(now.scales[h], map);
+      decode_rows_unscaled<T>(fragments, chunks[h], table);
+      if (brick < end) chunks[h] = load_stream(codes + h * detail::kHalfBrick);
       PEFT_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         PEFT_UNROLL
@@ -159,8 +154,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
           float part[4] = {};
           PEFT_UNROLL
           for (int step = 0; step < 2; ++step) {
-            const std::uint32_t x[2] = {now.x[tile][h].v[2 * step], now.x[tile][h].v[2 * step + 1]};
-            mma_16816<T>(part, fragments[step][half], x);
+            const std::uint32_t pair[2] = {x[h][tile].v[2 * step], x[h][tile].v[2 * step + 1]};
+            mma_16816<T>(part, fragments[step][half], pair);
           }
           PEFT_UNROLL
           for (int e = 0; e < 4; ++e) sums[tile][half][e] = fma(scale.v[2 * half + e / 2], part[e], sums[tile][half][e]);
@@ -187,71 +182,64 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
 }
 
 /// Grid: rows of bricks, groups of kRows rows of x, parts. 512 threads; registers 64 (kRows = 1), 128 (4); shared memory 33 KiB.
-template <class T, int kRows>
+template <class T, int kRows, bool kNested>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kRows == 1 ? 2 : 1) void four_bit_fma_kernel(FourBitGemvArgs<T> args) {
   static_assert(kRows <= 4);
   const SharedMemory memory = shared_memory();
-  const FourBitScales scales(args.w);
   const int warp = warp_index();
   const int lane = lane_index();
   const int g = lane / 4;
   const int t = lane % 4;
   const int row0 = block_x() * kBrickRows;
+  const int in = static_cast<int>(args.w.in);
   const int x0 = block_y() * kRows;
   const int bricks = static_cast<int>(four_bit_brick_columns(args.w.in));
   const int first = block_z() * args.bricks_per_part;
   const int end = min(first + args.bricks_per_part, bricks);
-  const FourBitChunk* codes =
-      reinterpret_cast<const FourBitChunk*>(args.w.codes) + static_cast<Index>(block_x()) * bricks * (kBrickBytes / 16) + lane;
-  const auto load_codes = [&](int brick, FourBitChunk(&chunks)[2]) {
-    PEFT_UNROLL
-    for (int h = 0; h < 2; ++h) chunks[h] = load_stream(codes + static_cast<Index>(brick) * (kBrickBytes / 16) + 32 * h);
-  };
-
   int brick = first + warp;
-  FourBitChunk next[2] = {};
-  if (brick < end) load_codes(brick, next);
+  const FourBitChunk* codes = reinterpret_cast<const FourBitChunk*>(args.w.codes) +
+                              (static_cast<Index>(block_x()) * bricks + brick) * detail::kBrickChunks + lane;
+  FourBitChunk chunks[2] = {};
+  PEFT_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    if (brick < end) chunks[h] = load_stream(codes + h * detail::kHalfBrick);
+  }
   const PairTable<float> table = fill_pair_table<float, kGemvThreads>(memory, 0, args.w.value);
   const Shared<float> map = fill_nested_map<kGemvThreads>(memory, kPairTableBytes, args.w);
   sync_threads();
 
+  FourBitRowScales<kNested> scales(args.w, row0 + 4 * g);
   float sums[kRows][4] = {};
   while (brick < end) {
-    const FourBitChunk now[2] = {next[0], next[1]};
     const int k0 = brick * kBrickColumns;
     brick += kGemvWarps;
-    if (brick < end) load_codes(brick, next);
+    codes += kGemvWarps * detail::kBrickChunks;
     PEFT_UNROLL
     for (int h = 0; h < 2; ++h) {
       const int k = k0 + 32 * h + 8 * t;
-      const Vec<float, 4> scale = scales.expand(scales.load_rows(row0 + 4 * g, k), map);
+      const Vec<float, 4> scale = scales.expand(scales.load(k), map);
       float x[kRows][8];
       PEFT_UNROLL
       for (int row = 0; row < kRows; ++row) {
         const T* from = args.x + (x0 + row) * args.ldx + k;
-        const bool is_inside = x0 + row < args.m;
+        const bool is_inside = x0 + row < args.m && k < in;
         constexpr int kRun = static_cast<int>(16 / sizeof(T));
         PEFT_UNROLL
         for (int e = 0; e < 8; e += kRun) {
           Vec<T, kRun> run{};
-          if (is_inside && args.x_aligned && k < scales.in) {
-            run = load_const(reinterpret_cast<const Vec<T, kRun>*>(from + e));
-          } else if (is_inside) {
-            PEFT_UNROLL
-            for (int i = 0; i < kRun; ++i) {
-              if (k + e + i < scales.in) run[i] = load_const(from + e + i);
-            }
-          }
+          if (is_inside) run = load_const(reinterpret_cast<const Vec<T, kRun>*>(from + e));
           PEFT_UNROLL
           for (int i = 0; i < kRun; ++i) x[row][e + i] = to_float(run[i]);
         }
       }
+      const FourBitChunk now = chunks[h];
+      if (brick < end) chunks[h] = load_stream(codes + h * detail::kHalfBrick);
       PEFT_UNROLL
       for (int out = 0; out < 4; ++out) {
         float part[kRows] = {};
         PEFT_UNROLL
         for (int byte = 0; byte < 4; ++byte) {
-          const Vec<float, 2> pair = table(now[h].v[out], byte);
+          const Vec<float, 2> pair = table(now.v[out], byte);
           PEFT_UNROLL
           for (int row = 0; row < kRows; ++row) {
             part[row] = fma(pair.v[0], x[row][2 * byte], part[row]);
@@ -287,7 +275,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kRows == 1 ? 2 : 1) void four_bit_f
     const int row = x0 + output / 32;
     const int out = row0 + lane;
     float sum = 0.0f;
-    if (block_z() == 0 && row < args.m && out < scales.out) {
+    if (block_z() == 0 && row < args.m && out < args.w.out) {
       for (int k = 0; k < args.r; ++k) {
         sum = fma(to_float(load_const(args.s + row * args.lds + k)), to_float(load_const(args.b + out * args.ldb + k)), sum);
       }

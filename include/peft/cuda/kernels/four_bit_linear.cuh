@@ -3,11 +3,14 @@
 ///   y  = x·Wᵀ + bias + scale·s·bᵀ                 x [m, in], s [m, r], b [out, r], y [m, out]
 ///   dx = dy·W + mask∘(ds·a)                       dy [m, out], ds [m, r], a [r, in], dx [m, in]
 ///
-///   route   f16                        bf16                          f32              blocks over the ends of rows
-///   thin    m ≤ 16                     m ≤ 16, from sm_80            -                -
-///   fma     -                          m ≤ 4, sm_75                  m ≤ 4            -
-///   gemm    m > 16; dx                 m > 16; dx; from sm_80        -                -
-///   tile    -                          else on sm_75                 else; dx         always
+///   route   f16             bf16                      f32         blocks over the ends of rows, x (dy) not aligned
+///   thin    m ≤ 16          m ≤ 16, from sm_80        -           -
+///   fma     -               m ≤ 4, sm_75              m ≤ 4       -
+///   gemm    m > 16; dx      m > 16; dx; from sm_80    -           -
+///   tile    -               else on sm_75             else; dx    always
+///
+/// Aligned: the first element's address and the rows' distance are multiples of 16 bytes, and so is a row's length (8 elements of
+/// 16 bits, 4 of f32), which for x follows from the block size. What is not aligned is read element by element.
 ///
 /// How k is cut depends on the shape alone; for one device and shape the bits are the same in every run.
 
@@ -131,17 +134,17 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kFourBitReduceThreads, 8) void four_bit_reduce_ke
 
 /// Which kernel multiplies `m` rows on an architecture.
 template <class T>
-inline FourBitRoute four_bit_forward_route(const FourBitPacked& w, Index m, int sm) {
-  if (w.is_flat()) return FourBitRoute::kTile;
+inline FourBitRoute four_bit_forward_route(const FourBitPacked& w, Index m, int sm, bool x_aligned = true) {
+  if (w.is_flat() || !x_aligned) return FourBitRoute::kTile;
   if (std::is_same_v<T, float> || (std::is_same_v<T, bf16> && !device_has_bf16_mma(sm))) {
     return m <= 4 ? FourBitRoute::kFma : FourBitRoute::kTile;
   }
   return m <= 16 ? FourBitRoute::kThin : FourBitRoute::kGemm;
 }
 template <class T>
-inline FourBitRoute four_bit_input_grad_route(const FourBitPacked& w, int sm) {
+inline FourBitRoute four_bit_input_grad_route(const FourBitPacked& w, int sm, bool dy_aligned = true) {
   const bool has_mma = !std::is_same_v<T, float> && (!std::is_same_v<T, bf16> || device_has_bf16_mma(sm));
-  return has_mma && !w.is_flat() ? FourBitRoute::kGemm : FourBitRoute::kTile;
+  return has_mma && dy_aligned && !w.is_flat() ? FourBitRoute::kGemm : FourBitRoute::kTile;
 }
 
 namespace detail {
@@ -153,8 +156,8 @@ struct FourBitCut {
   int parts, steps_per_part;
 };
 template <class T>
-inline FourBitCut forward_cut(const FourBitPacked& w, Index m, int sm) {
-  FourBitCut cut{four_bit_forward_route<T>(w, m, sm), 0, 1, 1, 1};
+inline FourBitCut forward_cut(const FourBitPacked& w, Index m, int sm, bool x_aligned) {
+  FourBitCut cut{four_bit_forward_route<T>(w, m, sm, x_aligned), 0, 1, 1, 1};
   const Index bricks = four_bit_brick_columns(w.in);
   Index steps = bricks, least = 8;
   switch (cut.route) {
@@ -186,8 +189,8 @@ inline FourBitCut forward_cut(const FourBitPacked& w, Index m, int sm) {
   return cut;
 }
 template <class T>
-inline FourBitCut input_grad_cut(const FourBitPacked& w, Index m, int sm) {
-  FourBitCut cut{four_bit_input_grad_route<T>(w, sm), 0, 1, 1, 1};
+inline FourBitCut input_grad_cut(const FourBitPacked& w, Index m, int sm, bool dy_aligned) {
+  FourBitCut cut{four_bit_input_grad_route<T>(w, sm, dy_aligned), 0, 1, 1, 1};
   const bool is_gemm = cut.route == FourBitRoute::kGemm;
   cut.blocks_x = ceil_div(w.in, Index{is_gemm ? FourBitGradient::kColumns : MiddleTile::kBlockN});
   cut.blocks_y = ceil_div(m, Index{is_gemm ? FourBitGradient::kTokens : MiddleTile::kBlockM});
@@ -209,6 +212,16 @@ inline cudaError_t reduce_parts(const FourBitCut& cut, const float* parts, const
   return launch<four_bit_reduce_kernel<T>>(Grid{static_cast<int>(blocks), 1, 1}, kFourBitReduceThreads, 0, stream, args);
 }
 
+template <class T, int kTiles>
+inline cudaError_t launch_thin(const FourBitGemvArgs<T>& args, Grid grid, cudaStream_t stream) {
+  return args.w.is_nested() ? launch<four_bit_thin_kernel<T, kTiles, true>>(grid, kGemvThreads, kGemvSharedBytes, stream, args)
+                            : launch<four_bit_thin_kernel<T, kTiles, false>>(grid, kGemvThreads, kGemvSharedBytes, stream, args);
+}
+template <class T, int kRows>
+inline cudaError_t launch_fma(const FourBitGemvArgs<T>& args, Grid grid, cudaStream_t stream) {
+  return args.w.is_nested() ? launch<four_bit_fma_kernel<T, kRows, true>>(grid, kGemvThreads, kGemvSharedBytes, stream, args)
+                            : launch<four_bit_fma_kernel<T, kRows, false>>(grid, kGemvThreads, kGemvSharedBytes, stream, args);
+}
 template <class T, class Plan>
 inline cudaError_t launch_gemm(const FourBitGemmArgs<T>& args, Grid grid, cudaStream_t stream) {
   return launch<four_bit_gemm_kernel<T, Plan>>(grid, Plan::kThreads, Plan::kSharedBytes, stream, args);
@@ -230,14 +243,18 @@ inline cudaError_t launch_tile(const FourBitGemmArgs<T>& args, Grid grid, int sm
 
 }  // namespace detail
 
-/// Bytes; 0 where k is not cut.
+/// Bytes, for any alignment; 0 where k is not cut.
 template <class T>
 inline Index four_bit_forward_workspace(const FourBitPacked& w, Index m, int sm) {
-  return detail::workspace_bytes(detail::forward_cut<T>(w, m, device_architecture(sm)), m, w.out);
+  sm = device_architecture(sm);
+  return max(detail::workspace_bytes(detail::forward_cut<T>(w, m, sm, true), m, w.out),
+             detail::workspace_bytes(detail::forward_cut<T>(w, m, sm, false), m, w.out));
 }
 template <class T>
 inline Index four_bit_input_grad_workspace(const FourBitPacked& w, Index m, int sm) {
-  return detail::workspace_bytes(detail::input_grad_cut<T>(w, m, device_architecture(sm)), m, w.in);
+  sm = device_architecture(sm);
+  return max(detail::workspace_bytes(detail::input_grad_cut<T>(w, m, sm, true), m, w.in),
+             detail::workspace_bytes(detail::input_grad_cut<T>(w, m, sm, false), m, w.in));
 }
 
 /// y is overwritten.
@@ -247,12 +264,12 @@ inline cudaError_t four_bit_forward(const FourBitForwardArgs<T>& args, cudaStrea
   if (!detail::is_product(w, args.m, args.r)) return cudaErrorInvalidValue;
   if (args.m == 0 || w.out == 0) return cudaSuccess;
   const int sm = device_architecture(args.sm);
-  const detail::FourBitCut cut = detail::forward_cut<T>(w, args.m, sm);
+  const bool x_aligned = detail::is_aligned_to(args.x, args.ldx, w.in, 16);
+  const detail::FourBitCut cut = detail::forward_cut<T>(w, args.m, sm, x_aligned);
   if (cut.parts > 1 && args.workspace == nullptr) return cudaErrorInvalidValue;
   const Grid grid{static_cast<int>(cut.blocks_x), static_cast<int>(cut.blocks_y), cut.parts};
   if (cut.blocks_y > 65535) return cudaErrorInvalidValue;
   float* parts = cut.parts > 1 ? args.workspace : nullptr;
-  const bool x_aligned = detail::is_aligned_to(args.x, args.ldx, w.in, 16) && w.in % 8 == 0;
   const auto is_low_rank_aligned = [&](Index bytes) {
     return detail::is_aligned_to(args.s, args.lds, args.r, bytes) && detail::is_aligned_to(args.b, args.ldb, args.r, bytes);
   };
@@ -269,16 +286,13 @@ inline cudaError_t four_bit_forward(const FourBitForwardArgs<T>& args, cudaStrea
     gemv.parts = parts;
     gemv.m = static_cast<int>(args.m), gemv.r = static_cast<int>(args.r);
     gemv.bricks_per_part = cut.steps_per_part;
-    gemv.x_aligned = x_aligned;
     gemv.low_rank_aligned = is_low_rank_aligned(8);
     if (cut.route == FourBitRoute::kFma) {
       if constexpr (!std::is_same_v<T, f16>) {
-        error = args.m == 1 ? launch<four_bit_fma_kernel<T, 1>>(grid, kGemvThreads, kGemvSharedBytes, stream, gemv)
-                            : launch<four_bit_fma_kernel<T, 4>>(grid, kGemvThreads, kGemvSharedBytes, stream, gemv);
+        error = args.m == 1 ? detail::launch_fma<T, 1>(gemv, grid, stream) : detail::launch_fma<T, 4>(gemv, grid, stream);
       }
     } else if constexpr (!std::is_same_v<T, float>) {
-      error = args.m <= 8 ? launch<four_bit_thin_kernel<T, 1>>(grid, kGemvThreads, kGemvSharedBytes, stream, gemv)
-                          : launch<four_bit_thin_kernel<T, 2>>(grid, kGemvThreads, kGemvSharedBytes, stream, gemv);
+      error = args.m <= 8 ? detail::launch_thin<T, 1>(gemv, grid, stream) : detail::launch_thin<T, 2>(gemv, grid, stream);
     }
   } else {
     FourBitGemmArgs<T> gemm{};
@@ -301,9 +315,7 @@ inline cudaError_t four_bit_forward(const FourBitForwardArgs<T>& args, cudaStrea
       gemm.low_rank_aligned = is_low_rank_aligned(8);
       gemm.y_aligned = detail::is_aligned_to(args.y, args.ldy, 0, 8);
       if (!device_has_cp_async(sm)) {
-        error = std::is_same_v<T, f16> ? detail::launch_gemm<f16, detail::FourBitOld>(
-                                             reinterpret_cast<const FourBitGemmArgs<f16>&>(gemm), grid, stream)
-                                       : cudaErrorInvalidValue;
+        if constexpr (std::is_same_v<T, f16>) error = detail::launch_gemm<T, detail::FourBitOld>(gemm, grid, stream);
       } else if (args.m <= 32) {
         error = detail::launch_gemm<T, detail::FourBitSlim>(gemm, grid, stream);
       } else if (detail::is_wide<T>(args.m, w.out) && detail::has_shared_memory_for_wide(sm)) {
@@ -324,7 +336,8 @@ inline cudaError_t four_bit_input_grad(const FourBitInputGradArgs<T>& args, cuda
   if (!detail::is_product(w, args.m, args.r)) return cudaErrorInvalidValue;
   if (args.m == 0 || w.in == 0) return cudaSuccess;
   const int sm = device_architecture(args.sm);
-  const detail::FourBitCut cut = detail::input_grad_cut<T>(w, args.m, sm);
+  const bool dy_aligned = detail::is_aligned_to(args.dy, args.lddy, w.out, 16);
+  const detail::FourBitCut cut = detail::input_grad_cut<T>(w, args.m, sm, dy_aligned);
   if (cut.parts > 1 && args.workspace == nullptr) return cudaErrorInvalidValue;
   const Grid grid{static_cast<int>(cut.blocks_x), static_cast<int>(cut.blocks_y), cut.parts};
   if (cut.blocks_y > 65535) return cudaErrorInvalidValue;
@@ -338,7 +351,7 @@ inline cudaError_t four_bit_input_grad(const FourBitInputGradArgs<T>& args, cuda
   gemm.parts = cut.parts > 1 ? args.workspace : nullptr;
   gemm.m = static_cast<int>(args.m), gemm.r = static_cast<int>(args.r);
   gemm.steps_per_part = cut.steps_per_part;
-  gemm.x_aligned = detail::is_aligned_to(args.dy, args.lddy, w.out, 16) && w.out % 8 == 0;
+  gemm.x_aligned = dy_aligned;
   const bool is_tile = cut.route == FourBitRoute::kTile;
   gemm.low_rank_aligned = detail::is_aligned_to(args.ds, args.ldds, args.r, is_tile ? 16 : 8) &&
                           detail::is_aligned_to(args.a, args.lda, w.in, 16);
@@ -348,8 +361,11 @@ inline cudaError_t four_bit_input_grad(const FourBitInputGradArgs<T>& args, cuda
     error = detail::launch_tile<T, true>(gemm, grid, sm, stream);
   } else if constexpr (!std::is_same_v<T, float>) {
     gemm.y_aligned = detail::is_aligned_to(args.dx, args.lddx, 0, 16);
-    error = device_has_cp_async(sm) ? detail::launch_gemm<T, detail::FourBitGradient>(gemm, grid, stream)
-                                    : detail::launch_gemm<T, detail::FourBitOldGradient>(gemm, grid, stream);
+    if (device_has_cp_async(sm)) {
+      error = detail::launch_gemm<T, detail::FourBitGradient>(gemm, grid, stream);
+    } else if constexpr (std::is_same_v<T, f16>) {
+      error = detail::launch_gemm<T, detail::FourBitOldGradient>(gemm, grid, stream);
+    }
   }
   if (error != cudaSuccess) return error;
   return detail::reduce_parts(cut, gemm.parts, static_cast<const T*>(nullptr), args.dx, args.lddx, args.m, w.in, stream);
