@@ -59,7 +59,7 @@ inline constexpr int kDropoutThreads = 256;
 
 /// One thread a byte; a block stays in one row. No shared memory; at most 32 registers.
 template <int kThreads>
-PEFT_KERNEL PEFT_KERNEL_BOUNDS(kThreads, 8) void dropout_mask_kernel(DropoutTask task) {
+PEFT_KERNEL PEFT_KERNEL_BOUNDS(kThreads, 4) void dropout_mask_kernel(DropoutTask task) {
   const int byte = block_x() * kThreads + thread_index();
   if (byte * 8 >= task.columns) return;
   const int left = task.columns - byte * 8;

@@ -100,6 +100,8 @@ struct ThreadChunks {
   PEFT_DEVICE ThreadChunks() {
     const int chunk = thread_index() % kChunks;
     row = thread_index() / kChunks;
+    // Rows of fewer than eight chunks: eight threads take rows kChunks apart, whose chunks lie in different banks.
+    if constexpr (kChunks < 8) row = row / 8 * 8 + row % (8 / kChunks) * kChunks + row % 8 / (8 / kChunks);
     column = chunk * kChunk<T>;
     place = (chunk / 8 * kRows + row) * 128 + ((chunk % 8) ^ (row & 7)) * 16;
   }

@@ -25,7 +25,7 @@ inline constexpr int kReduceThreads = 256;
 
 /// One thread an element. No shared memory; at most 32 registers.
 template <class T>
-PEFT_KERNEL PEFT_KERNEL_BOUNDS(kReduceThreads, 8) void tile_reduce_kernel(TileReduceArgs<T> args) {
+PEFT_KERNEL PEFT_KERNEL_BOUNDS(kReduceThreads, 4) void tile_reduce_kernel(TileReduceArgs<T> args) {
   const int element = block_x() * kReduceThreads + thread_index();
   const int elements = args.rows * args.columns;
   if (element >= elements) return;
