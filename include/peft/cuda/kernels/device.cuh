@@ -73,19 +73,30 @@ template <>
 struct Word<16> {
   using type = uint4;
 };
-/// What moves a T in one instruction.
+/// What moves a T in one instruction. Into a variable of its own: a cast of what a pointer refers to would be moved in the parts that T has.
 template <class T>
 using WordOf = typename Word<static_cast<int>(sizeof(T))>::type;
+template <class T>
+PEFT_DEVICE T read_word(const T* p) {
+  const WordOf<T> word = *reinterpret_cast<const WordOf<T>*>(p);
+  return bit_cast<T>(word);
+}
+template <class T>
+PEFT_DEVICE void write_word(T* p, T v) {
+  const WordOf<T> word = bit_cast<WordOf<T>>(v);
+  *reinterpret_cast<WordOf<T>*>(p) = word;
+}
 }  // namespace detail
 
 template <class T>
 PEFT_DEVICE T load(const T* p) {
-  return bit_cast<T>(*reinterpret_cast<const detail::WordOf<T>*>(p));
+  return detail::read_word(p);
 }
 /// Of memory that nothing writes while the kernel runs.
 template <class T>
 PEFT_DEVICE T load_const(const T* p) {
-  return bit_cast<T>(__ldg(reinterpret_cast<const detail::WordOf<T>*>(p)));
+  const detail::WordOf<T> word = __ldg(reinterpret_cast<const detail::WordOf<T>*>(p));
+  return bit_cast<T>(word);
 }
 /// As load_const, of what is read once (weights): not kept in L1, first to leave L2 (from sm_80).
 template <class T>
@@ -118,7 +129,7 @@ PEFT_DEVICE T load_stream(const T* p) {
 }
 template <class T>
 PEFT_DEVICE void store(T* p, T v) {
-  *reinterpret_cast<detail::WordOf<T>*>(p) = bit_cast<detail::WordOf<T>>(v);
+  detail::write_word(p, v);
 }
 /// Of what this kernel does not read again.
 template <class T>
@@ -132,16 +143,16 @@ template <class T>
 struct Shared {
   T* pointer;
 
-  PEFT_DEVICE T load(int i) const { return bit_cast<T>(reinterpret_cast<const detail::WordOf<T>*>(pointer)[i]); }
-  PEFT_DEVICE void store(int i, T v) const { reinterpret_cast<detail::WordOf<T>*>(pointer)[i] = bit_cast<detail::WordOf<T>>(v); }
+  PEFT_DEVICE T load(int i) const { return detail::read_word(pointer + i); }
+  PEFT_DEVICE void store(int i, T v) const { detail::write_word(pointer + i, v); }
   /// Elements i … i+N-1; i is a multiple of N from an aligned start.
   template <int N>
   PEFT_DEVICE Vec<T, N> load_vec(int i) const {
-    return bit_cast<Vec<T, N>>(*reinterpret_cast<const detail::WordOf<Vec<T, N>>*>(pointer + i));
+    return detail::read_word(reinterpret_cast<const Vec<T, N>*>(pointer + i));
   }
   template <int N>
   PEFT_DEVICE void store_vec(int i, Vec<T, N> v) const {
-    *reinterpret_cast<detail::WordOf<Vec<T, N>>*>(pointer + i) = bit_cast<detail::WordOf<Vec<T, N>>>(v);
+    detail::write_word(reinterpret_cast<Vec<T, N>*>(pointer + i), v);
   }
   PEFT_DEVICE Shared operator+(int n) const { return {pointer + n}; }
   /// The same place as elements of U.
