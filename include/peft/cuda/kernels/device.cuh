@@ -90,6 +90,7 @@ PEFT_DEVICE void write_word(T* p, T v) {
 
 template <class T>
 PEFT_DEVICE T load(const T* p) {
+  __builtin_assume(__isGlobal(p));  // of a pointer that was itself loaded the compiler cannot tell
   return detail::read_word(p);
 }
 /// Of memory that nothing writes while the kernel runs.
@@ -129,11 +130,13 @@ PEFT_DEVICE T load_stream(const T* p) {
 }
 template <class T>
 PEFT_DEVICE void store(T* p, T v) {
+  __builtin_assume(__isGlobal(p));
   detail::write_word(p, v);
 }
 /// Of what this kernel does not read again.
 template <class T>
 PEFT_DEVICE void store_stream(T* p, T v) {
+  __builtin_assume(__isGlobal(p));
   __stcs(reinterpret_cast<detail::WordOf<T>*>(p), bit_cast<detail::WordOf<T>>(v));
 }
 
