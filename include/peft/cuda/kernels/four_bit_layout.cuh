@@ -179,11 +179,15 @@ PEFT_HOST_DEVICE void unpack_item(const FourBitPackArgs& p, Index i) {
   }
 }
 
+PEFT_HOST_DEVICE Index unpack_items(const FourBitPackArgs& p) {
+  return max((p.out * p.in + 1) / 2, (p.out * p.in + p.block_size - 1) / p.block_size);
+}
+
 }  // namespace detail
 
 inline constexpr int kPackThreads = 256;
 
-/// One thread for each word. No shared memory; done once for a weight.
+/// One thread for each word (byte, on the way back), with plain loads and stores: the host runs the same lines. No shared memory; done once for a weight.
 template <bool kBack>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kPackThreads, 4) void four_bit_pack_kernel(FourBitPackArgs args) {
   const Index i = static_cast<Index>(block_x()) * kPackThreads + thread_index();
@@ -205,7 +209,7 @@ inline bool is_packable(const FourBitPackArgs& p) {
 template <bool kBack>
 inline cudaError_t four_bit_repack(const FourBitPackArgs& args, cudaStream_t stream) {
   if (!is_packable(args)) return cudaErrorInvalidValue;
-  const Index blocks = (pack_items(args) + kPackThreads - 1) / kPackThreads;
+  const Index blocks = ((kBack ? unpack_items(args) : pack_items(args)) + kPackThreads - 1) / kPackThreads;
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT_MAX) return cudaErrorInvalidValue;
   return launch<four_bit_pack_kernel<kBack>>(Grid{static_cast<int>(blocks), 1, 1}, kPackThreads, 0, stream, args);
@@ -228,7 +232,7 @@ inline bool four_bit_pack_host(const FourBitPackArgs& args) {
 }
 inline bool four_bit_unpack_host(const FourBitPackArgs& args) {
   if (!detail::is_packable(args)) return false;
-  for (Index i = 0, n = detail::pack_items(args); i < n; ++i) detail::unpack_item(args, i);
+  for (Index i = 0, n = detail::unpack_items(args); i < n; ++i) detail::unpack_item(args, i);
   return true;
 }
 
