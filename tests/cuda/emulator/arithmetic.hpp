@@ -96,6 +96,14 @@ inline std::uint32_t logic3(std::uint32_t table, std::uint32_t a, std::uint32_t 
   return r;
 }
 
+/// What a fragment holds, quickly: f16 is float with 5 bits of exponent, once scaled.
+inline double element(f16, std::uint32_t bits) {
+  if ((bits & 0x7C00u) == 0x7C00u) return static_cast<double>(static_cast<float>(from_bits<f16>(bits)));
+  const float size = std::bit_cast<float>((bits & 0x7FFFu) << 13) * 0x1p112f;
+  return static_cast<double>((bits & 0x8000u) != 0 ? -size : size);
+}
+inline double element(bf16, std::uint32_t bits) { return static_cast<double>(std::bit_cast<float>((bits & 0xFFFFu) << 16)); }
+
 /// d [16,8] += a [16,kDepth] · b [kDepth,8], out of and into the fragments of 32 lanes.
 template <class T, int kDepth>
 struct Mma {
@@ -104,32 +112,46 @@ struct Mma {
   const std::uint32_t* b[32];
 
   void run() const {
+    using Two = double __attribute__((vector_size(16)));
     double left[16][kDepth];
-    double right[kDepth][8];
+    Two right[kDepth][4];  // 8 columns
     for (int lane = 0; lane < 32; ++lane) {
       const int g = lane / 4;
       const int t = lane % 4;
       for (int part = 0; part < kDepth / 8; ++part) {
         for (int half = 0; half < 2; ++half) {
           const int k = 8 * part + 2 * t + half;
-          right[k][g] = static_cast<double>(static_cast<float>(from_bits<T>(b[lane][part] >> (16 * half))));
-          left[g][k] = static_cast<double>(static_cast<float>(from_bits<T>(a[lane][2 * part] >> (16 * half))));
-          left[g + 8][k] = static_cast<double>(static_cast<float>(from_bits<T>(a[lane][2 * part + 1] >> (16 * half))));
+          right[k][g / 2][g % 2] = element(T(), b[lane][part] >> (16 * half));
+          left[g][k] = element(T(), a[lane][2 * part] >> (16 * half));
+          left[g + 8][k] = element(T(), a[lane][2 * part + 1] >> (16 * half));
         }
       }
     }
     for (int row = 0; row < 16; ++row) {
-      double sum[8];
-      for (int column = 0; column < 8; ++column) {
-        sum[column] = static_cast<double>(d[4 * (row % 8) + column / 2][2 * (row / 8) + column % 2]);
-      }
+      float* const* lanes = d + 4 * (row % 8);
+      const int first = 2 * (row / 8);
+      const auto start = [&](int t) {
+        return Two{static_cast<double>(lanes[t][first]), static_cast<double>(lanes[t][first + 1])};
+      };
+      Two sum0 = start(0);
+      Two sum1 = start(1);
+      Two sum2 = start(2);
+      Two sum3 = start(3);
       for (int k = 0; k < kDepth; ++k) {
-        const double x = left[row][k];
-        for (int column = 0; column < 8; ++column) sum[column] += x * right[k][column];
+        const Two x = {left[row][k], left[row][k]};
+        sum0 += x * right[k][0];
+        sum1 += x * right[k][1];
+        sum2 += x * right[k][2];
+        sum3 += x * right[k][3];
       }
-      for (int column = 0; column < 8; ++column) {
-        d[4 * (row % 8) + column / 2][2 * (row / 8) + column % 2] = static_cast<float>(sum[column]);
-      }
+      const auto keep = [&](int t, Two sum) {
+        lanes[t][first] = static_cast<float>(sum[0]);
+        lanes[t][first + 1] = static_cast<float>(sum[1]);
+      };
+      keep(0, sum0);
+      keep(1, sum1);
+      keep(2, sum2);
+      keep(3, sum3);
     }
   }
 };

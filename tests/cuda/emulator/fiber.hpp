@@ -78,8 +78,11 @@ class Fiber {
 #endif
     entry_ = entry;
 #if PEFT_EMULATOR_SWITCH
-    // As if entered() had been called: its return address is 0, and the stack is 8 off a multiple of 16.
-    auto* top = reinterpret_cast<std::uint64_t*>(static_cast<char*>(const_cast<void*>(bottom_)) + size_);
+    // As if entered() had been called: its return address is 0, and the stack is 8 off a multiple of 16. Fibers start at
+    // different places of a page: what they all use would stand in a few sets of the cache.
+    static std::size_t started = 0;
+    const std::size_t shift = started++ % 13 * 320;
+    auto* top = reinterpret_cast<std::uint64_t*>(static_cast<char*>(const_cast<void*>(bottom_)) + size_ - shift);
     *--top = 0;
     *--top = reinterpret_cast<std::uint64_t>(&Fiber::entered);
     for (int i = 0; i < 6; ++i) *--top = 0;
