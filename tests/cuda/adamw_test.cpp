@@ -280,6 +280,37 @@ TEST_CASE("AdamW in 8 bits takes many tensors, aligned or not", "[cuda][adamw]")
   REQUIRE_CLEAN();
 }
 
+TEST_CASE("Blocks of fewer than 256 are divided by their maximum, others multiplied by its reciprocal", "[cuda][adamw]") {
+  const Tables tables;
+  // A number on a threshold, which the reciprocal's rounding carries over it.
+  const auto& map = peft::kernels::dynamic_map();
+  float largest = 0.0f, x = 0.0f;
+  std::mt19937 random(1);
+  std::uniform_real_distribution<float> draw(1.0f, 2.0f);
+  const float threshold = peft::kernels::threshold_above(map, 200);
+  while (x == 0.0f) {
+    largest = draw(random);
+    const float product = threshold * largest;
+    if (product / largest <= threshold && product * (1.0f / largest) > threshold) x = product;
+  }
+  for (const Index n : {2, 256}) {
+    std::vector<float> grad(static_cast<std::size_t>(n), 0.0f);
+    grad[0] = largest;
+    grad[1] = x;
+    const Buffer<float> g(grad);
+    Buffer<float> p(n, 0.0f), m_absmax(1, 0.0f), v_absmax(1, 0.0f);
+    Buffer<std::uint8_t> m(n, std::uint8_t{0}), v(n, std::uint8_t{0});
+    device::AdamW8bitArgs<float> args{};
+    args.tensor = {p.data(), g.data(), m.data(), v.data(), m_absmax.data(), v_absmax.data(), nullptr, n, 0};
+    args.scalars = {0.0f, 1.0f, 0.0f, 1.0f, 0.1f, 1.0f, 1e-8f, 1.0f, 1.0f};  // m is the gradient
+    args.tables = tables.view();
+    REQUIRE(device::adamw_8bit_step(args, nullptr) == cudaSuccess);
+    REQUIRE(m_absmax[0] == largest);
+    REQUIRE(m[1] == (n == 2 ? 200 : 201));
+  }
+  REQUIRE_CLEAN();
+}
+
 TEST_CASE("AdamW in 8 bits moves 16 bytes an element and 16 a block", "[cuda][adamw]") {
   const Tables tables;
   constexpr Index n = 4 * 4096;

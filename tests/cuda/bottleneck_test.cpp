@@ -220,6 +220,22 @@ void run(const Case& shape) {
   problem.check_backward();
 }
 
+template <class T>
+void run_cut(const Case& shape, const device::detail::BottleneckCut& cut) {
+  INFO("m " << shape.m << ", d " << shape.d << ", b " << shape.b << " in slices of " << cut.width);
+  Problem<T> problem(shape);
+  Buffer<unsigned char> workspace(device::bottleneck_backward_workspace<T>(shape.m, shape.d, shape.b, 0, shape.sm) +
+                                  cut.slices * shape.m * shape.d * 4, "workspace");
+  auto forward = problem.forward();
+  auto backward = problem.backward();
+  forward.workspace = backward.workspace = workspace.data();
+  REQUIRE(device::detail::bottleneck_forward(forward, cut, shape.sm, nullptr) == cudaSuccess);
+  problem.check_forward();
+  problem.keep_gradients();
+  REQUIRE(device::detail::bottleneck_backward(backward, cut, shape.sm, nullptr) == cudaSuccess);
+  problem.check_backward();
+}
+
 peft_emulator::Options random_schedule(std::uint64_t seed) {
   peft_emulator::Options options;
   options.seed = seed;
@@ -262,32 +278,12 @@ TEST_CASE("Tiles of 128 columns, and a bottleneck wider than shared memory", "[c
   REQUIRE(device::detail::bottleneck_cut<f16>(4096, 256, 40 * 1024, 80).slices == 0);
   REQUIRE(device::detail::bottleneck_cut<float>(4096, 256, 0, 75).width == 128);
 
-  // The kernel of 128 columns on few rows.
-  Problem<f16> problem({.m = 2, .d = 72, .b = 136});
-  auto task_cut = device::detail::BottleneckCut{136, 1, 128};
-  device::BottleneckTask<f16> task{};
-  const auto args = problem.forward();
-  task.in = device::tile_source(args.x, args.ldx, args.m, args.d);
-  task.first = device::tile_source(args.down, args.ldd, args.b, args.d);
-  task.second = device::tile_source(args.up, args.ldu, args.d, args.b);
-  task.hidden_bias = args.down_bias;
-  task.out_bias = args.up_bias;
-  task.residual = args.residual;
-  task.ldr = args.ldr;
-  task.scale = args.scale;
-  task.activation = args.activation;
-  task.s = args.s;
-  task.lds = args.lds;
-  task.out = args.y;
-  task.ldo = args.ldy;
-  task.m = 2;
-  task.d = 72;
-  task.b = 136;
-  task.width = 136;
-  task.s_aligned = task.residual_aligned = task.out_aligned = task.out_bias_aligned = true;
+  // On few rows these cuts would not be chosen.
   const peft_emulator::WithOptions with(random_schedule(4));
-  REQUIRE(device::detail::launch_bottleneck<f16, false>(task, task_cut, 80, nullptr) == cudaSuccess);
-  problem.check_forward();
+  run_cut<f16>({.m = 2, .d = 72, .b = 136}, {136, 1, 128});
+  run_cut<bf16>({.m = 17, .d = 136, .b = 144, .activation = Activation::kSilu}, {144, 1, 128});
+  run_cut<f16>({.m = 3, .d = 72, .b = 88, .sm = 75}, {80, 2, 64});
+  run_cut<float>({.m = 3, .d = 70, .b = 70}, {80, 1, 64});
   REQUIRE_CLEAN();
 }
 

@@ -480,15 +480,11 @@ inline Index bottleneck_backward_workspace(Index m, Index d, Index b, int shared
   return 2 * detail::round_up_256(m * b * static_cast<Index>(sizeof(T))) + most;
 }
 
+namespace detail {
+
+/// With a given cut.
 template <class T>
-cudaError_t bottleneck_forward(const BottleneckForwardArgs<T>& args, cudaStream_t stream) {
-  if (!is_size(args.m) || !is_size(args.d) || !is_size(args.b) || args.b == 0) return cudaErrorInvalidValue;
-  if (args.m == 0 || args.d == 0) return cudaSuccess;
-  if (args.x == nullptr || args.down == nullptr || args.up == nullptr || args.y == nullptr) return cudaErrorInvalidValue;
-  const int sm = device_architecture(args.sm);
-  if (sm < 75) return cudaErrorInvalidValue;
-  const detail::BottleneckCut cut = detail::bottleneck_cut<T>(args.m, args.b, args.shared_limit, sm);
-  if (cut.slices == 0 || (cut.slices > 1 && args.workspace == nullptr)) return cudaErrorInvalidValue;
+cudaError_t bottleneck_forward(const BottleneckForwardArgs<T>& args, const BottleneckCut& cut, int sm, cudaStream_t stream) {
   BottleneckTask<T> task{};
   task.in = tile_source(args.x, args.ldx, args.m, args.d);
   task.first = tile_source(args.down, args.ldd, args.b, args.d);
@@ -513,22 +509,13 @@ cudaError_t bottleneck_forward(const BottleneckForwardArgs<T>& args, cudaStream_
   task.residual_aligned = is_store_aligned(args.residual, args.ldr);
   task.out_aligned = is_store_aligned(args.y, args.ldy);
   task.parts_aligned = is_store_aligned(task.parts, args.d);
-  return detail::launch_bottleneck<T, false>(task, cut, sm, stream);
+  return launch_bottleneck<T, false>(task, cut, sm, stream);
 }
 
+/// With a given cut.
 template <class T>
-cudaError_t bottleneck_backward(const BottleneckBackwardArgs<T>& args, cudaStream_t stream) {
-  if (!is_size(args.m) || !is_size(args.d) || !is_size(args.b) || args.b == 0) return cudaErrorInvalidValue;
-  if (args.m == 0 || args.d == 0) return cudaSuccess;
-  if (args.dy == nullptr || args.down == nullptr || args.up == nullptr || args.s == nullptr || args.workspace == nullptr ||
-      (args.d_down != nullptr && args.x == nullptr)) {
-    return cudaErrorInvalidValue;
-  }
-  const int sm = device_architecture(args.sm);
-  if (sm < 75) return cudaErrorInvalidValue;
-  const detail::BottleneckCut cut = detail::bottleneck_cut<T>(args.m, args.b, args.shared_limit, sm);
-  if (cut.slices == 0) return cudaErrorInvalidValue;
-  const Index hidden_bytes = detail::round_up_256(args.m * args.b * static_cast<Index>(sizeof(T)));
+cudaError_t bottleneck_backward(const BottleneckBackwardArgs<T>& args, const BottleneckCut& cut, int sm, cudaStream_t stream) {
+  const Index hidden_bytes = round_up_256(args.m * args.b * static_cast<Index>(sizeof(T)));
   unsigned char* const memory = static_cast<unsigned char*>(args.workspace);
   float* const sums = reinterpret_cast<float*>(memory + 2 * hidden_bytes);
   BottleneckTask<T> task{};
@@ -555,7 +542,7 @@ cudaError_t bottleneck_backward(const BottleneckBackwardArgs<T>& args, cudaStrea
   task.residual_aligned = is_store_aligned(args.residual, args.ldr);
   task.out_aligned = is_store_aligned(args.dx, args.lddx);
   task.parts_aligned = is_store_aligned(sums, args.d);
-  cudaError_t error = detail::launch_bottleneck<T, true>(task, cut, sm, stream);
+  cudaError_t error = launch_bottleneck<T, true>(task, cut, sm, stream);
   // dD = dSᵀ·x and dU = dyᵀ·(c·f(S)) have the form of lora_factor_grad.
   if (error == cudaSuccess && args.d_down != nullptr) {
     error = lora_factor_grad(LoraFactorGradArgs<T>{task.ds, args.b, args.x, args.ldx, nullptr, 0, 1.0f, args.d_down, args.d,
@@ -574,6 +561,35 @@ cudaError_t bottleneck_backward(const BottleneckBackwardArgs<T>& args, cudaStrea
     error = column_sum(ColumnSumArgs<T>{args.dy, args.lddy, args.m, args.d, args.scale, args.d_up_bias, sums}, stream);
   }
   return error;
+}
+
+}  // namespace detail
+
+template <class T>
+cudaError_t bottleneck_forward(const BottleneckForwardArgs<T>& args, cudaStream_t stream) {
+  if (!is_size(args.m) || !is_size(args.d) || !is_size(args.b) || args.b == 0) return cudaErrorInvalidValue;
+  if (args.m == 0 || args.d == 0) return cudaSuccess;
+  if (args.x == nullptr || args.down == nullptr || args.up == nullptr || args.y == nullptr) return cudaErrorInvalidValue;
+  const int sm = device_architecture(args.sm);
+  if (sm < 75) return cudaErrorInvalidValue;
+  const detail::BottleneckCut cut = detail::bottleneck_cut<T>(args.m, args.b, args.shared_limit, sm);
+  if (cut.slices == 0 || (cut.slices > 1 && args.workspace == nullptr)) return cudaErrorInvalidValue;
+  return detail::bottleneck_forward(args, cut, sm, stream);
+}
+
+template <class T>
+cudaError_t bottleneck_backward(const BottleneckBackwardArgs<T>& args, cudaStream_t stream) {
+  if (!is_size(args.m) || !is_size(args.d) || !is_size(args.b) || args.b == 0) return cudaErrorInvalidValue;
+  if (args.m == 0 || args.d == 0) return cudaSuccess;
+  if (args.dy == nullptr || args.down == nullptr || args.up == nullptr || args.s == nullptr || args.workspace == nullptr ||
+      (args.d_down != nullptr && args.x == nullptr)) {
+    return cudaErrorInvalidValue;
+  }
+  const int sm = device_architecture(args.sm);
+  if (sm < 75) return cudaErrorInvalidValue;
+  const detail::BottleneckCut cut = detail::bottleneck_cut<T>(args.m, args.b, args.shared_limit, sm);
+  if (cut.slices == 0) return cudaErrorInvalidValue;
+  return detail::bottleneck_backward(args, cut, sm, stream);
 }
 
 }  // namespace kernels
