@@ -212,7 +212,7 @@ def short_names(names):
                 break
         text = re.sub(r"\((?:\w+::|\w+ )*\w+\)(?=[-\d])", "", text[:end])  # (bool)1 -> 1
         text = re.sub(r"(?:\w+::)+", "", text)
-        shorts[name] = text.removeprefix("void ")
+        shorts[name] = text.removeprefix("void ").replace("> >", ">>")
     return shorts
 
 
@@ -334,16 +334,17 @@ class Prover:
         with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
             results = dict(zip(jobs, pool.map(lambda job: self.compile(*job), jobs)))
         failed = [problem for _, problem in results.values() if problem]
-        if failed:
-            self.findings += failed
-            return {}
+        self.findings += failed
         table = {}
         for unit in units:
-            launches = self.record(unit, archs[0])
-            shorts = short_names({name for sm in archs for name in results[unit, sm][0]} |
+            compiled = [sm for sm in archs if results[unit, sm][0] is not None]
+            if not compiled:
+                continue
+            launches = self.record(unit, compiled[0])
+            shorts = short_names({name for sm in compiled for name in results[unit, sm][0]} |
                                  {launch[1] for sm in ARCHS for launch in launches[sm]})
             launched = {launch[1] for sm in ARCHS for launch in launches[sm]}
-            for sm in archs:
+            for sm in compiled:
                 for mangled, kernel in sorted(results[unit, sm][0].items(), key=lambda item: shorts[item[0]]):
                     name = shorts[mangled]
                     if mangled not in launched:
@@ -363,7 +364,7 @@ class Prover:
                             route.used = True
                             if not route.kernel.fullmatch(shorts[mangled]):
                                 self.findings.append(f"sm_{sm} {label}: takes {shorts[mangled]}; expected {route.kernel.pattern}  ({route.where})")
-        if not self.options.unit:
+        if not self.options.unit and not failed:
             for row in budgets + routes:
                 if not row.used:
                     self.findings.append(f"{row.where}: stands for nothing that was compiled")
@@ -380,7 +381,23 @@ launchers take another kernel on that architecture. Shared memory is the largest
 """
 
 
+def merged(table):
+    """Rows of kernels that differ in a last template argument which stands for the architecture, put together; none of those that
+    no launcher takes on the compiled architectures."""
+    rows = {key: {sm: cell for sm, cell in cells.items() if cell} for key, cells in table.items()}
+    done = {}
+    for (unit, name), cells in rows.items():
+        stem = re.sub(r", (true|false)>$", ">", name)
+        others = [of for of in rows if of != (unit, name) and of[0] == unit and re.sub(r", (true|false)>$", ">", of[1]) == stem]
+        if stem != name and all(cells.keys().isdisjoint(rows[of]) for of in others):
+            done.setdefault((unit, stem), {}).update(cells)
+        elif cells:
+            done[unit, name] = cells
+    return {key: cells for key, cells in done.items() if cells}
+
+
 def render(table, archs, version):
+    table = merged(table)
     lines = [HEAD.format(version=version)]
     for unit in dict.fromkeys(unit for unit, _ in table):
         lines.append(f"## {unit}\n")
@@ -417,7 +434,7 @@ def compare(committed, table, archs, version):
             for column, cell in zip(columns[3:], cells[3:]):
                 written[unit, cells[0].strip("`"), column] = cell
     stale = []
-    for (unit, name), cells in table.items():
+    for (unit, name), cells in merged(table).items():
         for sm in archs:
             cell = cells.get(sm)
             text = f"{cell[2]} · {cell[4]} % {cell[5][0]}" if cell else "–"

@@ -47,19 +47,18 @@ set_target_properties(peft_cuda_page PROPERTIES CUDA_ARCHITECTURES 80-real)
 add_dependencies(peft_cuda_all peft_cuda_page)
 
 # -- programs for a GPU: where there is none they say so and end with 77 -----------------------------------------------
-if(EXISTS "${peft_cuda_dir}/gpu/main.cu")
-file(GLOB peft_cuda_gpu_tests CONFIGURE_DEPENDS "${peft_cuda_dir}/gpu/*_gpu_test.cu")
+file(GLOB peft_cuda_gpu_tests CONFIGURE_DEPENDS "${peft_cuda_dir}/gpu/*_gpu_test.cu" "${peft_cuda_dir}/gpu/*.cpp")
 add_executable(test_cuda_gpu "${peft_cuda_dir}/gpu/main.cu" ${peft_cuda_gpu_tests})
 add_executable(bench_cuda "${peft_cuda_dir}/gpu/bench_cuda.cu")
 foreach(program test_cuda_gpu bench_cuda)
-  peft_cuda_defaults(${program})
+  target_link_libraries(${program} PRIVATE peft_implementation)
   target_include_directories(${program} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
+  peft_cuda_defaults(${program})
   add_dependencies(peft_cuda_all ${program})
 endforeach()
 add_test(NAME cuda_gpu COMMAND test_cuda_gpu)
 add_test(NAME cuda_bench COMMAND bench_cuda)
 set_tests_properties(cuda_gpu cuda_bench PROPERTIES LABELS cuda SKIP_RETURN_CODE 77 TIMEOUT 3600 RUN_SERIAL ON)
-endif()
 
 # -- the host side without a GPU ---------------------------------------------------------------------------------------
 file(GLOB peft_cuda_host_tests CONFIGURE_DEPENDS "${peft_cuda_dir}/host_*_test.cpp")
