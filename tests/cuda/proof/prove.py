@@ -97,7 +97,7 @@ class Budget:
     """One row of budget.txt."""
 
     def __init__(self, line, where):
-        cells = [cell.strip() for cell in line.split("|")]
+        cells = [cell.strip() for cell in re.split(r"\s\|\s", line)]
         if len(cells) != 6:
             sys.exit(f"{where}: {len(cells)} columns; expected 6: kernel | registers | shared | occupancy | must | must not")
         self.pattern = re.compile(cells[0])
@@ -119,7 +119,7 @@ class Route:
     """A row `route LABEL | architectures | kernel`: what the launches under that label are, there."""
 
     def __init__(self, line, where):
-        cells = [cell.strip() for cell in line[len("route "):].split("|")]
+        cells = [cell.strip() for cell in re.split(r"\s\|\s", line.removeprefix("route "))]
         if len(cells) != 3:
             sys.exit(f"{where}: {len(cells)} columns; expected 3: route label | architectures | kernel")
         self.label, self.archs, self.kernel = re.compile(cells[0]), cells[1], re.compile(cells[2])
