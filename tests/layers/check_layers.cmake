@@ -46,7 +46,7 @@ set(may_umbrella base core parameter kernels io ops linear update method_config 
 
 # The CUDA half: nothing outside of it includes it, so no other room names these.
 set(may_cuda_kernels cuda_kernels)  # and what `cuda_kernel_headers` lists
-set(may_cuda base core parameter kernels ops linear update method_config method_part encoders method attach cuda cuda_kernels)
+set(may_cuda base core parameter kernels ops linear update method_config method_part encoders method attach train cuda cuda_kernels)
 set(cuda_kernel_headers config.hpp core/scalar.hpp core/activation.hpp)
 
 function(room_of path out)
