@@ -55,11 +55,10 @@ double as_stored(float value) {
   return static_cast<double>(static_cast<float>(T(value)));
 }
 
+/// Gives the bits of y.
 template <class T>
-void check_forward(const Case& c, Weight* given = nullptr) {
-  std::unique_ptr<Weight> own;
-  if (given == nullptr) own = std::make_unique<Weight>(c.out, c.in, c.block, c.nested, c.code);
-  Weight& w = given != nullptr ? *given : *own;
+std::vector<T> check_forward(const Case& c) {
+  Weight w(c.out, c.in, c.block, c.nested, c.code);
   Matrix<T> x(c.m, c.in, c.offset, 2, "x"), s(c.m, c.r, c.offset, 3, "s"), b(c.out, c.r, c.offset, 4, "b");
   Matrix<T> y(c.m, c.out, c.offset, 5, "y");
   Buffer<T> bias(random_values<T>(c.out, 6), "bias");
@@ -104,10 +103,11 @@ void check_forward(const Case& c, Weight* given = nullptr) {
       if (!(std::abs(y(i, o) - sum) <= bound)) REQUIRE(std::abs(y(i, o) - sum) <= bound);
     }
   }
+  return y.memory.to_vector();
 }
 
 template <class T>
-void check_gradient(const Case& c) {
+std::vector<T> check_gradient(const Case& c) {
   Weight w(c.out, c.in, c.block, c.nested, c.code);
   Matrix<T> dy(c.m, c.out, c.offset, 2, "dy"), ds(c.m, c.r, c.offset, 3, "ds"), a(c.r, c.in, c.offset, 4, "a");
   Matrix<T> dx(c.m, c.in, c.offset, 5, "dx");
@@ -150,6 +150,7 @@ void check_gradient(const Case& c) {
       if (!(std::abs(dx(i, j) - sum) <= bound)) REQUIRE(std::abs(dx(i, j) - sum) <= bound);
     }
   }
+  return dx.memory.to_vector();
 }
 
 }  // namespace
@@ -190,4 +191,70 @@ TEST_CASE("four bits on the device: the route for what tensor cores do not take"
   check_gradient<f16>({.m = 2, .out = 35, .in = 75, .block = 64, .r = 5, .offset = 1});
   check_gradient<bf16>({.m = 66, .out = 9, .in = 200, .block = 64, .nested = true, .r = 8, .mask = false});
   check_gradient<bf16>({.m = 6, .out = 70, .in = 96, .block = 32, .r = 8, .sm = 75});
+}
+
+TEST_CASE("four bits on the device: the same bits in any order of threads and blocks", "[cuda]") {
+  const Case few{.m = 5, .out = 40, .in = 2112, .block = 64, .nested = true, .r = 8};
+  const Case many{.m = 20, .out = 40, .in = 1088, .block = 64, .nested = true, .r = 8};
+  const Case flat{.m = 3, .out = 9, .in = 200, .block = 64, .r = 8};
+  const auto all = [&] {
+    return std::vector<std::vector<f16>>{check_forward<f16>(few), check_forward<f16>(many), check_gradient<f16>(many), check_forward<f16>(flat)};
+  };
+  const auto expected = all();
+  for (const std::uint64_t seed : {1u, 2u}) {
+    peft_emulator::WithOptions shuffled({.seed = seed, .random_schedule = true});
+    const auto got = all();
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      CHECK(std::memcmp(got[i].data(), expected[i].data(), expected[i].size() * sizeof(f16)) == 0);
+    }
+  }
+}
+
+TEST_CASE("four bits on the device: weights are read once, without bank conflicts", "[cuda]") {
+  using peft_emulator::Access;
+  // Sectors of 32 bytes that the lines of one file, or one line, load.
+  const auto sectors = [](Access access) {
+    std::int64_t sum = 0;
+    for (const auto& line : peft_emulator::last_report().lines) sum += line.access == access ? line.sectors : 0;
+    return sum;
+  };
+  for (const bool nested : {false, true}) {
+    for (const Index m : {1, 4, 16}) {
+      const Case c{.m = m, .out = 64, .in = 1024, .block = 64, .nested = nested, .bias = false};
+      check_forward<f16>(c);
+      const auto& report = peft_emulator::last_report();
+      const std::int64_t rows = c.out / 32, bricks = rows * c.in / 64;
+      const std::int64_t codes = c.out * c.in / 2 / 32;
+      // A nested maximum belongs to 256 blocks; lanes that share a sector read it at once.
+      const std::int64_t scales = nested ? c.out * c.in / c.block / 32 + 4 * device::kGemvWarps * rows : c.out * c.in / c.block * 4 / 32;
+      const std::int64_t x = m * c.in * 2 / 32;  // from L2 once for each row of bricks
+      const std::int64_t map = nested ? 32 * rows : 0;
+      INFO("m " << m << ", nested " << nested << "\n" << report.counts_text());
+      CHECK(sectors(Access::kGlobalLoad) <= codes + scales + map + rows * x);
+      // What memory has to give: codes, maxima, x and y once. A weight of a usual size has many rows of bricks to a map.
+      const double read = static_cast<double>(sectors(Access::kGlobalLoad) - map - (rows - 1) * x + sectors(Access::kGlobalStore));
+      const double least = static_cast<double>(codes + (nested ? c.out * c.in / c.block / 32 : scales) + x + m * c.out * 2 / 32);
+      CHECK(read <= 1.05 * least + (nested ? 4.0 * device::kGemvWarps * static_cast<double>(rows) : 0.0));
+      // The table: a pass for each look-up of 32 lanes, 32 a brick, and none besides.
+      std::int64_t conflicts = report.bank_conflicts, look_ups = 0;
+      for (const auto& line : report.lines) {
+        if (line.access != Access::kSharedLoad || line.file.find("four_bit_decode") == std::string::npos) continue;
+        // Of the nested map there is one copy: four look-ups a brick.
+        if (nested && line.instructions == 4 * bricks) conflicts -= line.conflicts;
+        if (line.instructions == 32 * bricks) look_ups += line.transactions;
+      }
+      CHECK(look_ups == 32 * bricks);
+      CHECK(conflicts == 0);
+    }
+  }
+  for (const Index m : {64, 20}) {
+    check_forward<f16>({.m = m, .out = 64, .in = 256, .block = 64, .r = 16, .bias = false});
+    CHECK(peft_emulator::last_report().bank_conflicts == 0);
+    check_gradient<bf16>({.m = m, .out = 64, .in = 256, .block = 64, .r = 16});
+    CHECK(peft_emulator::last_report().bank_conflicts == 0);
+  }
+  check_forward<float>({.m = 1, .out = 64, .in = 256, .block = 64, .bias = false});
+  CHECK(peft_emulator::last_report().bank_conflicts == 0);
+  check_forward<float>({.m = 20, .out = 64, .in = 256, .block = 64, .bias = false});
+  CHECK(peft_emulator::last_report().bank_conflicts == 0);
 }

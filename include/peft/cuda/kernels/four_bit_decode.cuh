@@ -160,52 +160,46 @@ struct FourBitScales {
   }
 };
 
-/// Maxima of four rows, for a warp that goes along them: addresses are worked out once, and a nested maximum, which belongs to 256
-/// blocks, is kept until the next one is met.
+/// Maxima of four rows, for a warp that goes along them: fetch() asks for the maxima at a column, expand() gives what was asked for
+/// last. Addresses are worked out once, and a nested maximum, which belongs to 256 blocks, is kept until the next one is met.
 template <bool kNested>
-struct FourBitRowScales {
-  const float* absmax;
-  const std::uint8_t* codes;
-  const float* nested_absmax;
-  float offset;
-  int shift, blocks;
-  int first;   ///< flat number of the first row's first block
-  int inside;  ///< rows of the four that exist
-  int change = 0;
-  Vec<float, 4> most;
-
+class FourBitRowScales {
+ public:
   /// `row`: a multiple of 4.
   PEFT_DEVICE FourBitRowScales(const FourBitPacked& w, int row)
-      : nested_absmax(w.nested_absmax),
-        offset(w.nested_offset),
-        shift(detail::log2_of(w.block_size)),
-        blocks(static_cast<int>(w.in >> shift)),
-        first(row * blocks),
-        inside(static_cast<int>(w.out) - row) {
+      : nested_absmax_(w.nested_absmax),
+        offset_(w.nested_offset),
+        shift_(detail::log2_of(w.block_size)),
+        blocks_(static_cast<int>(w.in >> shift_)),
+        first_(row * blocks_),
+        inside_(static_cast<int>(w.out) - row) {
     const Index place = four_bit_scale_place(row, 0, w.in, w.block_size);
-    absmax = w.absmax + (kNested ? Index{0} : place);
-    codes = w.nested_codes + (kNested ? place : Index{0});
+    absmax_ = w.absmax + (kNested ? Index{0} : place);
+    nested_codes_ = w.nested_codes + (kNested ? place : Index{0});
   }
 
-  /// At column `column`; columns ascend.
-  PEFT_DEVICE FourBitScaleWords load(int column) {
-    const int block = column >> shift;
+  /// Blocks of 32: the only ones that end within a brick.
+  PEFT_DEVICE bool has_small_blocks() const { return shift_ < 6; }
+
+  /// Columns ascend.
+  PEFT_DEVICE void fetch(int column) {
+    const int block = column >> shift_;
     if constexpr (!kNested) {
-      return {load_const(reinterpret_cast<const Vec<float, 4>*>(absmax + static_cast<Index>(block) * kBrickRows)), 0};
+      most_ = load_const(reinterpret_cast<const Vec<float, 4>*>(absmax_ + static_cast<Index>(block) * kBrickRows));
     } else {
-      if (block >= change) find(min(block, blocks - 1));
-      return {most, load_const(reinterpret_cast<const std::uint32_t*>(codes + static_cast<Index>(block) * kBrickRows))};
+      codes_ = load_const(reinterpret_cast<const std::uint32_t*>(nested_codes_ + static_cast<Index>(block) * kBrickRows));
+      if (block >= change_) find(min(block, blocks_ - 1));
     }
   }
 
-  PEFT_DEVICE Vec<float, 4> expand(const FourBitScaleWords& words, const Shared<float>& map) const {
+  PEFT_DEVICE Vec<float, 4> expand(const Shared<float>& map) const {
     if constexpr (!kNested) {
-      return words.v;
+      return most_;
     } else {
       Vec<float, 4> scales;
       PEFT_UNROLL
       for (int e = 0; e < 4; ++e) {
-        scales[e] = add_rn(mul_rn(map.load(static_cast<int>((words.codes >> (8 * e)) & 255u)), words.v[e]), offset);
+        scales[e] = add_rn(mul_rn(map.load(static_cast<int>((codes_ >> (8 * e)) & 255u)), most_.v[e]), offset_);
       }
       return scales;
     }
@@ -213,14 +207,25 @@ struct FourBitRowScales {
 
  private:
   PEFT_DEVICE void find(int block) {
-    change = INT_MAX;
+    change_ = INT_MAX;
     PEFT_UNROLL
     for (int e = 0; e < 4; ++e) {
-      const int flat = first + e * blocks + block;
-      most[e] = e < inside ? load_const(nested_absmax + (flat >> 8)) : 0.0f;
-      change = min(change, block + 256 - (flat & 255));
+      const int flat = first_ + e * blocks_ + block;
+      most_[e] = e < inside_ ? load_const(nested_absmax_ + (flat >> 8)) : 0.0f;
+      change_ = min(change_, block + 256 - (flat & 255));
     }
   }
+
+  const float* absmax_;
+  const std::uint8_t* nested_codes_;
+  const float* nested_absmax_;
+  float offset_;
+  int shift_, blocks_;
+  int first_;        ///< flat number of the first row's first block
+  int inside_;       ///< rows of the four that exist, or more
+  int change_ = 0;   ///< block from which a nested maximum is another one
+  Vec<float, 4> most_;
+  std::uint32_t codes_;
 };
 
 /// The maximum of one block, for whatever order they lie in: `block` is counted within `row`, or flat where w.is_flat().

@@ -2,8 +2,8 @@
 /// y = x·Wᵀ + bias + scale·s·bᵀ for a few rows of x and a weight in four bits: the time is that of reading the weight once.
 ///
 /// A block takes a row of bricks (32 rows of W); its sixteen warps take bricks in turn, so that the block reads 16 KiB at a time;
-/// as soon as half a brick is decoded the half that follows in its place is asked for. Partial sums of the warps are added in their order at the end; where there are
-/// too few rows of bricks, k is cut into parts, added by four_bit_reduce in their order.
+/// as soon as half a brick is decoded the half that follows in its place is asked for. Partial sums of the warps are added in
+/// their order at the end; where there are too few rows of bricks, k is cut into parts, added by four_bit_reduce in their order.
 ///
 /// four_bit_thin   f16, bf16; up to 8·kTiles rows of x. On tensor cores even for one row: W is A (16 rows), x is B (8 columns),
 ///                 the sums are float, and a look-up's pair goes straight into an mma: three instructions for two weights. The
@@ -62,6 +62,15 @@ PEFT_DEVICE void store_gemv(const FourBitGemvArgs<T>& p, int row, int out, float
 /// Half a brick is 32 chunks, one a lane; a warp's next brick is kGemvWarps further.
 inline constexpr int kHalfBrick = 32, kBrickChunks = 64;
 
+/// Scales of half h of the warp's brick at column k0; asks for those that come next, of bricks before `end`.
+template <bool kNested>
+PEFT_DEVICE Vec<float, 4> next_scales(FourBitRowScales<kNested>& scales, const Shared<float>& map, int h, int k0, int end) {
+  const Vec<float, 4> scale = scales.expand(map);
+  const int next = h == 0 && scales.has_small_blocks() ? k0 + 32 : k0 + kGemvWarps * kBrickColumns;
+  if (next < end * kBrickColumns) scales.fetch(next);
+  return scale;
+}
+
 }  // namespace detail
 
 /// Grid: rows of bricks, 1, parts. 512 threads; registers 64 (kTiles = 1: two blocks a multiprocessor, half of its threads or
@@ -83,6 +92,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
                               (static_cast<Index>(block_x()) * bricks + brick) * detail::kBrickChunks + lane;
 
   // Weights are under way before the table is made.
+  FourBitRowScales<kNested> scales(args.w, row0 + lane / 4 * 4);
+  if (brick < end) scales.fetch(brick * kBrickColumns);
   FourBitChunk chunks[2] = {};
   PEFT_UNROLL
   for (int h = 0; h < 2; ++h) {
@@ -117,15 +128,15 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
   }
   sync_threads();
 
-  FourBitRowScales<kNested> scales(args.w, row0 + lane / 4 * 4);
   const Vec<std::uint32_t, 4>* x_rows[kTiles];
   PEFT_UNROLL
   for (int tile = 0; tile < kTiles; ++tile) {
-    x_rows[tile] = reinterpret_cast<const Vec<std::uint32_t, 4>*>(args.x + (8 * tile + lane / 4) * args.ldx + brick * kBrickColumns) + lane % 4;
+    const T* row = args.x + (8 * tile + lane / 4) * args.ldx + brick * kBrickColumns;
+    x_rows[tile] = reinterpret_cast<const Vec<std::uint32_t, 4>*>(row) + lane % 4;
   }
   while (brick < end) {
     const int k0 = brick * kBrickColumns;
-    FourBitScaleWords words = scales.load(k0);
+    Vec<float, 4> scale;
     Vec<std::uint32_t, 4> x[2][kTiles];
     PEFT_UNROLL
     for (int h = 0; h < 2; ++h) {
@@ -142,8 +153,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
     codes += kGemvWarps * detail::kBrickChunks;
     PEFT_UNROLL
     for (int h = 0; h < 2; ++h) {
-      if (h == 1 && scales.shift < 6) words = scales.load(k0 + 32);
-      const Vec<float, 4> scale = scales.expand(words, map);
+      if (h == 0 || scales.has_small_blocks()) scale = detail::next_scales(scales, map, h, k0, end);
       std::uint32_t fragments[2][2][4];
       decode_rows_unscaled<T>(fragments, chunks[h], table);
       if (brick < end) chunks[h] = load_stream(codes + h * detail::kHalfBrick);
@@ -164,20 +174,25 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
     }
   }
 
-  // All the warps' sums, lane by lane, where the table was.
+  // All the warps' sums, where the table was. Sum i of lane (g, t) lies at i*32 + 4g + (t + i/2) % 4: neither the lanes that write one
+  // sum nor those that read one row of x meet a bank twice.
   sync_threads();
   const Shared<float> partial = memory.template at<float>(0);
   constexpr int kOutputs = kTiles * 8 * 32;
+  const auto place = [](int i, int g, int t) { return i * 32 + 4 * g + ((t + i / 2) & 3); };
   PEFT_UNROLL
-  for (int i = 0; i < kTiles * 8; ++i) partial.store(warp * kOutputs + i * 32 + lane, sums[i / 8][i / 4 % 2][i % 4]);
+  for (int i = 0; i < kTiles * 8; ++i) {
+    partial.store(warp * kOutputs + place(i, lane / 4, lane % 4), sums[i / 8][i / 4 % 2][i % 4]);
+  }
   sync_threads();
   const int output = thread_index();
   if (output < kOutputs) {
+    const int row = output / 32;
+    const int i = row / 8 * 8 + lane % 4 * 2 + row % 2;
     float sum = 0.0f;
     PEFT_UNROLL
-    for (int other = 0; other < kGemvWarps; ++other) sum += partial.load(other * kOutputs + output);
-    const int i = output / 32;
-    detail::store_gemv(args, 8 * (i / 8) + lane % 4 * 2 + i % 2, row0 + lane / 4 * 4 + i / 4 % 2 * 2 + i / 2 % 2, sum);
+    for (int other = 0; other < kGemvWarps; ++other) sum += partial.load(other * kOutputs + place(i, lane / 4, row % 8 / 2));
+    detail::store_gemv(args, row, row0 + lane, sum);
   }
 }
 
@@ -188,7 +203,6 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kRows == 1 ? 2 : 1) void four_bit_f
   const SharedMemory memory = shared_memory();
   const int warp = warp_index();
   const int lane = lane_index();
-  const int g = lane / 4;
   const int t = lane % 4;
   const int row0 = block_x() * kBrickRows;
   const int in = static_cast<int>(args.w.in);
@@ -199,6 +213,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kRows == 1 ? 2 : 1) void four_bit_f
   int brick = first + warp;
   const FourBitChunk* codes = reinterpret_cast<const FourBitChunk*>(args.w.codes) +
                               (static_cast<Index>(block_x()) * bricks + brick) * detail::kBrickChunks + lane;
+  FourBitRowScales<kNested> scales(args.w, row0 + lane / 4 * 4);
+  if (brick < end) scales.fetch(brick * kBrickColumns);
   FourBitChunk chunks[2] = {};
   PEFT_UNROLL
   for (int h = 0; h < 2; ++h) {
@@ -208,16 +224,16 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kRows == 1 ? 2 : 1) void four_bit_f
   const Shared<float> map = fill_nested_map<kGemvThreads>(memory, kPairTableBytes, args.w);
   sync_threads();
 
-  FourBitRowScales<kNested> scales(args.w, row0 + 4 * g);
   float sums[kRows][4] = {};
   while (brick < end) {
     const int k0 = brick * kBrickColumns;
     brick += kGemvWarps;
     codes += kGemvWarps * detail::kBrickChunks;
+    Vec<float, 4> scale;
     PEFT_UNROLL
     for (int h = 0; h < 2; ++h) {
       const int k = k0 + 32 * h + 8 * t;
-      const Vec<float, 4> scale = scales.expand(scales.load(k), map);
+      if (h == 0 || scales.has_small_blocks()) scale = detail::next_scales(scales, map, h, k0, end);
       float x[kRows][8];
       PEFT_UNROLL
       for (int row = 0; row < kRows; ++row) {
