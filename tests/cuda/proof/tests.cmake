@@ -112,3 +112,9 @@ add_test(NAME cuda_proof_sees_planted COMMAND "${Python3_EXECUTABLE}" "${CMAKE_C
 add_test(NAME cuda_occupancy_is_nvidias COMMAND "${Python3_EXECUTABLE}" "${CMAKE_CURRENT_LIST_DIR}/check_occupancy.py"
   "${CMAKE_CXX_COMPILER}" "${CUDAToolkit_INCLUDE_DIRS}" "${CMAKE_BINARY_DIR}/proof")
 set_tests_properties(cuda_proof_sees_planted cuda_occupancy_is_nvidias PROPERTIES LABELS cuda TIMEOUT 300)
+
+# -- the installed package -----------------------------------------------------------------------------------------------
+add_test(NAME cuda_consumer COMMAND "${CMAKE_COMMAND}" "-DSOURCE=${PROJECT_SOURCE_DIR}" "-DBUILD=${PROJECT_BINARY_DIR}"
+  "-DWORK=${CMAKE_CURRENT_BINARY_DIR}/cuda_consumer" "-DCXX=${CMAKE_CXX_COMPILER}" "-DNVCC=${CMAKE_CUDA_COMPILER}"
+  "-DARCHS=${CMAKE_CUDA_ARCHITECTURES}" -P "${peft_cuda_dir}/consumer/run.cmake")
+set_tests_properties(cuda_consumer PROPERTIES LABELS cuda TIMEOUT 600)
