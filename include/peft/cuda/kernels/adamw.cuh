@@ -6,7 +6,7 @@
 /// Where a layer computes in 16 bits, the parameter's copy in that type is written in the same pass.
 ///
 /// Moves 28 bytes an element (p, m, v both ways, grad once), with a copy 30: bound by the memory. Per element and byte
-/// there are fewer than two instructions, so the bandwidth is reached with 8 KiB of loads in flight per 256 threads.
+/// there are fewer than two instructions, and 256 threads have up to 32 KiB of loads under way: the bandwidth is reached.
 
 #include "peft/cuda/kernels/reduce.cuh"
 

@@ -35,7 +35,7 @@ inline constexpr int kColumnSumWarps = 8;
 template <class T>
 inline constexpr int kColumnSumSpan = 32 * kChunk<T>;
 
-/// Grid: columns, parts of m. Budget: 256 threads, 40 registers, 8 KiB of shared memory (4 in float).
+/// Grid: columns, parts of m. Budget: 256 threads, 64 registers, 8 KiB of shared memory (4 in float).
 template <class T>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(32 * kColumnSumWarps, 4) void column_sum_kernel(ColumnSumTask<T> task) {
   constexpr int kVec = kChunk<T>;

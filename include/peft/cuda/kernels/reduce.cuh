@@ -71,7 +71,7 @@ struct SquaredNormArgs {
 
 inline constexpr int kSquaredNormThreads = 256;
 
-/// Sums of the chunks' squares. 40 registers, 64 bytes of shared memory, all threads resident. Reads 4 bytes an element.
+/// Sums of the chunks' squares. Budget: 64 registers, 64 bytes of shared memory. Reads 4 bytes an element.
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kSquaredNormThreads, 4) void squared_norm_chunks(const SquaredNormArgs args) {
   TensorChunk chunk{0, block_x()};
   SquaredNormBuffer buffer = args.buffer;
@@ -106,7 +106,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kSquaredNormThreads, 4) void squared_norm_chunks(
 
 inline constexpr int kSquaredNormTotalThreads = 1024;
 
-/// One block: the norm and the factor of the chunks' sums. 256 bytes of shared memory.
+/// One block: the norm and the factor of the chunks' sums. Budget: 64 registers, 256 bytes of shared memory.
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kSquaredNormTotalThreads, 1) void squared_norm_total(const SquaredNormArgs args) {
   double sum = 0.0;
   for (int i = thread_index(); i < args.chunk_count; i += kSquaredNormTotalThreads) sum += load(args.workspace + i);
