@@ -17,6 +17,13 @@ namespace gpu_test {
 
 using namespace peft;
 
+#ifdef PEFT_CUDA_EMULATOR
+/// Slow: only shapes of a few blocks.
+inline constexpr bool kIsEmulated = true;
+#else
+inline constexpr bool kIsEmulated = false;
+#endif
+
 /// A test and what it found.
 struct Test {
   const char* name;
