@@ -154,31 +154,33 @@ class Kernel:
 
 
 def read_ptxas(text):
-    kernels, name = {}, None
+    """{architecture: {mangled name: Kernel}}"""
+    kernels, kernel = {}, None
     for line in text.splitlines():
-        if found := re.search(r"Compiling entry function '(\w+)'", line):
-            name = found[1]
-            kernels[name] = Kernel()
-        elif name is None:
+        if found := re.search(r"Compiling entry function '(\w+)' for 'sm_(\d+)'", line):
+            kernel = kernels.setdefault(int(found[2]), {})[found[1]] = Kernel()
+        elif kernel is None:
             continue
         elif found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
-            kernel = kernels[name]
             kernel.stack = max(kernel.stack, int(found[1]))
             kernel.spills += int(found[2]) + int(found[3])
         elif found := re.search(r"Used (\d+) registers", line):
-            kernels[name].registers = int(found[1])
+            kernel.registers = int(found[1])
             if shared := re.search(r"(\d+) bytes smem", line):
-                kernels[name].static_shared = int(shared[1])
+                kernel.static_shared = int(shared[1])
     return kernels
 
 
 def read_sass(text, kernels):
-    counts = None
+    """Counts the instructions of each kernel of read_ptxas' answer."""
+    counts, sm = None, 0
     for line in text.splitlines():
-        if found := re.search(r"Function : (\w+)", line):
+        if found := re.search(r"code for sm_(\d+)", line):
+            sm, counts = int(found[1]), None
+        elif found := re.search(r"Function : (\w+)", line):
             counts = {}
-            if found[1] in kernels:
-                kernels[found[1]].instructions = counts
+            if found[1] in kernels.get(sm, {}):
+                kernels[sm][found[1]].instructions = counts
         elif counts is not None and (found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line)):
             counts[found[1]] = counts.get(found[1], 0) + 1
 
@@ -244,17 +246,21 @@ class Prover:
         if options.no_sass:
             self.cuobjdump = None
 
-    def compile(self, unit, sm):
-        """Object and ptxas' report of one unit on one architecture."""
-        target = self.build / f"{unit.stem}_sm{sm}.o"
-        command = [*self.options.launcher, self.options.nvcc, "-std=c++20", "-O3", f"-gencode=arch=compute_{sm},code=sm_{sm}",
+    def compile(self, unit, archs):
+        """What nvcc makes of one unit, {architecture: {mangled name: Kernel}}, or why not. One call for all architectures: the
+        host's half is the same."""
+        target = self.build / f"{unit.stem}.o"
+        command = [*self.options.launcher, self.options.nvcc, "-std=c++20", "-O3",
+                   *[f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in archs],
                    "-Werror=all-warnings", "-Xptxas=-v", "-Xcompiler=-Wall,-Wextra,-Wconversion,-Wshadow,-Werror",
                    *self.options.flag, f"-I{ROOT / 'include'}", f"-I{HERE}", "-c", unit, "-o", target]
         done = run(command)
         if done.returncode != 0:
             said = (done.stdout + done.stderr).splitlines()
-            return None, "\n".join([f"{unit.name} for sm_{sm} does not compile:", *said[:20], f"({len(said)} lines)"])
+            return None, "\n".join([f"{unit.name} does not compile:", *said[:20], f"({len(said)} lines)"])
         kernels = read_ptxas(done.stdout + done.stderr)
+        if lacking := [sm for sm in archs if sm not in kernels]:
+            return None, f"{unit.name}: ptxas reported nothing for sm_{lacking[0]}"
         if self.cuobjdump:
             sass = run([self.cuobjdump, "-sass", target], env=self.environment)
             if sass.returncode != 0:
@@ -262,10 +268,10 @@ class Prover:
             read_sass(sass.stdout, kernels)
         return kernels, None
 
-    def record(self, unit, sm):
+    def record(self, unit):
         """[(label, kernel, threads, shared, grid)] of the unit's launches on every architecture of the table."""
         program = self.build / f"{unit.stem}_launches"
-        objects = [self.build / f"{unit.stem}_sm{sm}.o", self.build / "launch_recorder.o"]
+        objects = [self.build / f"{unit.stem}.o", self.build / "launch_recorder.o"]
         done = run([self.options.cxx, *objects, "-o", program])
         if done.returncode != 0:
             sys.exit(f"{unit.name}: its launches do not link:\n{done.stderr}")
@@ -299,6 +305,8 @@ class Prover:
 
         if kernel.spills or kernel.stack:
             finding(f"{kernel.spills} bytes of spills, a stack frame of {kernel.stack} bytes; expected none")
+        if self.cuobjdump and not kernel.instructions:
+            finding("cuobjdump shows no instructions of it")
         if kernel.instructions is not None:
             for wanted in ("LDL", "STL"):
                 if count := has(kernel.instructions, wanted):
@@ -330,22 +338,20 @@ class Prover:
     def prove(self, units, archs):
         budgets, routes = read_budget(pathlib.Path(self.options.budget))
         self.compile_recorder()
-        jobs = [(unit, sm) for sm in archs for unit in units]
         with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
-            results = dict(zip(jobs, pool.map(lambda job: self.compile(*job), jobs)))
+            results = dict(zip(units, pool.map(lambda unit: self.compile(unit, archs), units)))
         failed = [problem for _, problem in results.values() if problem]
         self.findings += failed
         table = {}
-        for unit in units:
-            compiled = [sm for sm in archs if results[unit, sm][0] is not None]
-            if not compiled:
+        for unit, (compiled, _) in results.items():
+            if compiled is None:
                 continue
-            launches = self.record(unit, compiled[0])
-            shorts = short_names({name for sm in compiled for name in results[unit, sm][0]} |
+            launches = self.record(unit)
+            shorts = short_names({name for kernels in compiled.values() for name in kernels} |
                                  {launch[1] for sm in ARCHS for launch in launches[sm]})
             launched = {launch[1] for sm in ARCHS for launch in launches[sm]}
-            for sm in compiled:
-                for mangled, kernel in sorted(results[unit, sm][0].items(), key=lambda item: shorts[item[0]]):
+            for sm in archs:
+                for mangled, kernel in sorted(compiled[sm].items(), key=lambda item: shorts[item[0]]):
                     name = shorts[mangled]
                     if mangled not in launched:
                         self.findings.append(f"sm_{sm} {name}: compiled, but no launch of {unit.name} takes it on any architecture")
@@ -487,6 +493,7 @@ def main():
             print(f"{options.check_table} was written by another compiler than {version}: not compared")
         else:
             prover.findings += stale
+    prover.findings = list(dict.fromkeys(prover.findings))  # a route may be taken by many launches
     for finding in prover.findings:
         print(finding)
     checked = f"{len(table)} kernels of {len(units)} units on {', '.join(f'sm_{sm}' for sm in archs)}, {version}"
