@@ -24,6 +24,7 @@ struct Options {
   bool random_schedule = false;  ///< order of threads, warps and blocks by the seed; else lowest first
   bool check_races = true;
   bool count_accesses = true;
+  int most_shared_bytes = 227 * 1024;  ///< of a block; 64 KiB on sm_75, 99 KiB on sm_86, sm_89 and sm_120
 };
 
 class Machine {
@@ -77,11 +78,11 @@ class Machine {
     places_of_findings_.clear();
     for (std::size_t i = 0; i < lines_.size(); ++i) clear(lines_.counts(static_cast<std::uint16_t>(i)));
     if (blocks[0] < 1 || blocks[1] < 1 || blocks[2] < 1 || blocks[1] > 65535 || blocks[2] > 65535 || threads < 1 ||
-        threads > 1024 || shared_bytes < 0 || shared_bytes > kMostSharedBytes) {
+        threads > 1024 || shared_bytes < 0 || shared_bytes > options.most_shared_bytes) {
       find(Kind::kLaunch, where, [&] {
         return "grid " + std::to_string(blocks[0]) + " x " + std::to_string(blocks[1]) + " x " + std::to_string(blocks[2]) + ", " +
                std::to_string(threads) + " threads, " + std::to_string(shared_bytes) +
-               " bytes of shared memory: at most 1024 threads and 227 KiB";
+               " bytes of shared memory: at most 1024 threads and " + std::to_string(options.most_shared_bytes) + " bytes";
       });
       return close();
     }
@@ -240,10 +241,9 @@ class Machine {
     if (options.count_accesses) warp_of(me).counter.add(line, me.index % 32, address, size);
     if (options.check_races) {
       const std::size_t at = address - region->begin;
-      const Moment now = moment(me);
-      const Clash clash = region->shadow.read(at, size, now, line);
+      const Clash clash = region->shadow.read(at, size, moment(me), line);
       if (clash.with != Clash::With::kNothing) report_clash(me, clash, "reads " + place(*region, at), where);
-      if (read_only && region->shadow.written(at, size, now)) {
+      if (read_only && clash.written) {
         find(Kind::kReadOnly, where, [&] { return name(me) + " reads " + place(*region, at) + ", which this kernel writes"; });
       }
     }
@@ -264,7 +264,6 @@ class Machine {
   }
 
  private:
-  static constexpr int kMostSharedBytes = 227 * 1024;
   static constexpr unsigned char kPoison = 0xFF;  // not a number
   enum : unsigned char { kNothingThere = 0, kWritten = 1, kPending = 2 };
 

@@ -1,6 +1,36 @@
 #pragma once
 /// Runs the CUDA kernels (include/peft/cuda/kernels) under an ordinary compiler, for tests without a GPU: defines the names of
 /// device.cuh for the host, with PEFT_CUDA_EMULATOR defined and this folder on the include path.
+///
+///   peft_emulator::Buffer<float> x(1000, "x"), y(1000, "y");
+///   REQUIRE(launch<my_kernel<float>>(Grid{8}, 128, shared_bytes, nullptr, args) == cudaSuccess);
+///   REQUIRE_CLEAN();  // no finding in any launch so far
+///
+/// Blocks run one after the other; each thread of a block is a fiber that runs until it waits for others. Nothing runs at the same time, and
+/// nothing is left to chance: Options{seed, random_schedule} draw the order of blocks, warps and lanes from a seed.
+///
+/// Found, by kind and line of source (Report, Finding):
+///   race           bytes of shared or global memory that two threads touch, one of them writing, with neither a barrier nor a sync_warp
+///                  between; in global memory, blocks of one launch are never ordered. In whatever order the threads happened to run.
+///                  Shuffles, ballots, mma and ldmatrix order no memory.
+///   cp.async       bytes touched before the thread that copies them has waited. They hold 0xFF until then.
+///   mask           a lane that calls a warp's function although the mask leaves it out; one that the mask names and that never comes; a
+///                  shuffle that reads from a lane outside.
+///   divergence     a barrier or a warp's function that threads meet at different lines; a barrier that threads never reach. Stricter
+///                  than the hardware: a thread that has left the kernel counts as one that never comes.
+///   bounds         outside the registered buffers, or the launch's shared memory. A load gives zeros, a store is dropped.
+///   alignment      an address that is no multiple of the size moved.
+///   uninitialised  shared memory to which this block has stored nothing.
+///   read-only      load_const and load_stream of what the same launch writes.
+///   launch         more threads or shared memory than the device has.
+///
+/// Counted, by line and grouped by warp (LineCounts): bytes asked for, sectors of 32 bytes touched and needed, passes over the banks of
+/// shared memory and how many of them are conflicts (4, 8 and 16 bytes: all, half, a quarter of the lanes per pass).
+///
+/// Exact: fragments of mma and ldmatrix, prmt, lop3, conversions and arithmetic of f16 and bf16. Not modelled: the order in which a
+/// tensor core sums and what it truncates (here: exactly, then rounded); the last bits of exp, log, tanh and erf; caches and time;
+/// threads that overtake each other between two meetings (the search for races stands in for that); lanes that pass a line at
+/// different turns of a loop count as one instruction there.
 
 #include <cmath>
 #include <cstddef>

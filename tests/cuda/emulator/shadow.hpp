@@ -51,6 +51,7 @@ struct ShadowEntry {
 struct Clash {
   enum class With : std::uint8_t { kNothing, kWrite, kRead } with = With::kNothing;
   bool other_block = false;
+  bool written = false;      // by this launch, whoever and whenever
   std::uint16_t thread = 0;  // of a write
   std::uint16_t line = 0;
 };
@@ -78,25 +79,24 @@ class Shadow {
   Clash write(std::size_t offset, std::size_t size, const Moment& now, std::uint16_t line) {
     return each(offset, size, [&](ShadowEntry& e) { return write(e, now, line); });
   }
-  /// Whether this launch has written any of the bytes.
-  bool written(std::size_t offset, std::size_t size, const Moment& now) {
-    return each(offset, size, [&](ShadowEntry& e) {
-             Clash clash;
-             if (e.write_epoch >= now.launch_epoch && e.write_epoch != 0) clash.with = Clash::With::kWrite;
-             return clash;
-           }).with != Clash::With::kNothing;
-  }
 
  private:
   template <class F>
   Clash each(std::size_t offset, std::size_t size, F&& f) {
     Clash worst;
+    const auto take = [&](const Clash& clash) {
+      if (clash.with != Clash::With::kNothing || clash.written) {
+        const bool clashed = worst.with != Clash::With::kNothing;
+        const bool written = worst.written || clash.written;
+        if (!clashed) worst = clash;
+        worst.written = written;
+      }
+    };
     const std::size_t end = offset + size;
     while (offset < end) {
       ShadowEntry& word = words_[offset / 4];
       if (word.split == 0 && offset % 4 == 0 && end - offset >= 4) {
-        const Clash clash = f(word);
-        if (clash.with != Clash::With::kNothing) worst = clash;
+        take(f(word));
         offset += 4;
         continue;
       }
@@ -106,8 +106,7 @@ class Shadow {
       }
       auto& bytes = split_[word.split - 1];
       do {
-        const Clash clash = f(bytes[offset % 4]);
-        if (clash.with != Clash::With::kNothing) worst = clash;
+        take(f(bytes[offset % 4]));
         ++offset;
       } while (offset < end && offset % 4 != 0);
     }
@@ -123,6 +122,7 @@ class Shadow {
   static Clash after_write(const ShadowEntry& e, const Moment& now) {
     Clash clash;
     if (e.write_epoch < now.launch_epoch || e.write_epoch == 0) return clash;
+    clash.written = true;
     clash.thread = e.write_thread;
     clash.line = e.write_line;
     if (e.write_epoch < now.block_epoch) {
