@@ -71,8 +71,9 @@ struct AdapterTask {
   bool store_aligned;
 };
 
-/// Grid: columns of S and parts of k, rows of a segment, segments. Budgets: thin 128 threads, 60 KiB (sm_75: 20), at most
-/// 128 registers; middle 128 threads, 64 KiB (32), 168.
+/// Grid: columns of S and parts of k, rows of a segment, segments. Budgets: thin 128 threads, 104 registers, 60 KiB of
+/// shared memory (sm_75: 20); middle 128 threads, 128 registers, 64 KiB (32).
+/// Roofline: bound by memory: each adapter's A (expand: B) is read once for 16 (64) of its rows.
 template <class T, class Shape, bool kOld>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void adapter_shrink_kernel(AdapterTask<T> task) {
   if constexpr (kIsForThisDevice<kOld>) {

@@ -70,8 +70,10 @@ struct LoraBackwardPlan {
   using TileDb = TileOf<kWarpColumns, Order::kAcrossK>;
 };
 
-/// Grid: blocks of columns, parts of rows, blocks of r. Budget: 128 threads, 88 KiB (f32: 80; sm_75: 64), at most 168
-/// registers for 16 columns of r, 255 for a panel's.
+/// Grid: blocks of columns, parts of rows, blocks of r. Budget: 128 threads, 160 registers for 16 columns of r, 224 for a
+/// panel's, 88 KiB of shared memory (f32: 80; sm_75: 64, 56).
+/// Roofline: bound by memory: dy is read once a block of r. Beside its 2·128·m bytes a block of columns writes and reads back
+/// 8·r·m bytes of dS's sums (f32: the same of 4·64·m): a half at r = 16, through L2.
 template <class T, bool kWholePanel, bool kOld>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(128, 1) void lora_backward_kernel(LoraBackwardTask<T> task) {
   if constexpr (kIsForThisDevice<kOld>) {

@@ -38,7 +38,8 @@ struct LoraFactorGradTask {
 };
 
 /// Grid: columns (r), rows (in), parts of m. Eight lanes hold eight neighbours of a row of dA: whole sectors are
-/// written. Budgets: slim 128 threads, 64 KiB (sm_75: 32), at most 128 registers; middle 128 threads, 64 KiB (32), 168.
+/// written. Budgets: slim and middle 128 threads, 120 registers, 64 KiB of shared memory (sm_75: 32).
+/// Roofline: bound by memory: x is read once (once a block of 64 columns where r > 64), dS once a block of 64 columns of x.
 template <class T, class Shape, bool kOld>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_factor_grad_kernel(LoraFactorGradTask<T> task) {
   if constexpr (kIsForThisDevice<kOld>) {

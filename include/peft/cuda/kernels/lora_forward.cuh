@@ -38,8 +38,12 @@ struct LoraForwardTask {
   bool store_aligned;
 };
 
-/// Grid: y's columns fastest, so that blocks that run together share rows of x. Budgets: wide 256 threads, 96 KiB (sm_75:
-/// 64), at most 255 registers; middle 128 threads, 64 KiB (32), 168; thin 128 threads, 60 KiB (20), 128.
+/// Grid: y's columns fastest, so that blocks that run together share rows of x. Budgets: wide 256 threads, 128 registers,
+/// 96 KiB of shared memory (sm_75: 64); middle 128 threads, 112 registers, 64 KiB (32); thin 128 threads, 96 registers,
+/// 60 KiB (20).
+/// Roofline: a wide block reads (128 + 128)·k elements and makes 128·128·k products, 64 products an element read, so that
+/// many rows are bound by the tensor cores; the r columns add r/in of both. Thin blocks read each element of W once: bound
+/// by memory, with 40 KiB a block under way.
 template <class T, class Shape, bool kOld>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_forward_kernel(LoraForwardTask<T> task) {
   if constexpr (kIsForThisDevice<kOld>) {

@@ -39,8 +39,9 @@ struct LoraShrinkTask {
   bool store_aligned;
 };
 
-/// Grid: columns, rows, parts of k. Budgets: slim 128 threads, 40 KiB (sm_75: 20), at most 128 registers; middle 128
-/// threads, 64 KiB (32), 168.
+/// Grid: columns, rows, parts of k. Budgets: slim 128 threads, 104 registers, 40 KiB of shared memory (sm_75:
+/// 20); middle 128 threads, 112 registers, 64 KiB (32).
+/// Roofline: bound by memory: x is read once (once a block of 64 columns where r > 64), A once a block of 64 rows, from L2.
 template <class T, class Shape, bool kOld>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_shrink_kernel(LoraShrinkTask<T> task) {
   if constexpr (kIsForThisDevice<kOld>) {

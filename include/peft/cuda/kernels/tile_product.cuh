@@ -179,6 +179,7 @@ PEFT_DEVICE std::uint32_t mask_word(const TileMask& mask, int rows, int columns,
     word = load_const(reinterpret_cast<const std::uint32_t*>(from));
   } else {
     const int bytes = (min(columns - start, 32) + 7) / 8;
+    PEFT_NO_UNROLL
     for (int i = 0; i < bytes; ++i) word |= std::uint32_t{load_const(from + i)} << (8 * i);
   }
   return word >> (column & 31);
