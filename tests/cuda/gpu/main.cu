@@ -1,6 +1,11 @@
 // Correctness of peft::cuda on a GPU: runs by itself where one is; where none is it says so and ends with 77 (skipped).
 //   test_cuda_gpu [part of a test's name]
+// One translation unit: the tests instantiate the same kernels.
+#include "adamw_gpu_test.cuh"
+#include "adapters_gpu_test.cuh"
+#include "four_bit_gpu_test.cuh"
 #include "gpu_test.hpp"
+#include "linear_gpu_test.cuh"
 
 int main(int argc, char** argv) {
   using namespace gpu_test;

@@ -1,11 +1,11 @@
-// AdamW on the GPU against the CPU's: the same numbers in 32 and in 8 bits, paged or not, and after a restart.
+#pragma once
+/// AdamW on the GPU against the CPU's: the same numbers in 32 and in 8 bits, paged or not, and after a restart.
+
 #include <utility>
 
 #include "gpu_test.hpp"
 
-namespace {
-
-using namespace gpu_test;
+namespace gpu_test::adamw {
 
 /// The same parameters on both sides.
 struct Both {
@@ -123,4 +123,4 @@ PEFT_GPU_TEST(adamw_refuses_other_parameters) {
   check_that(threw, "another set of parameters was taken");
 }
 
-}  // namespace
+}  // namespace gpu_test::adamw

@@ -1,11 +1,11 @@
-// Dense layers and LoRA on the GPU: every route against products in float by cuBLASLt, and backward against double on the host.
+#pragma once
+/// Dense layers and LoRA on the GPU: every route against products in float by cuBLASLt, and backward against double on the host.
+
 #include <span>
 
 #include "gpu_test.hpp"
 
-namespace {
-
-using namespace gpu_test;
+namespace gpu_test::linear {
 using cuda::Transpose;
 
 constexpr float kXSize = 1.0f, kWSize = Factors::kASize, kBSize = Factors::kBSize;
@@ -256,4 +256,4 @@ PEFT_GPU_TEST(forward_is_captured_and_replayed) {
 }
 #endif
 
-}  // namespace
+}  // namespace gpu_test::linear

@@ -1,9 +1,9 @@
-// Batches of mixed adapters on the GPU: each row against its own adapter's product, whatever else is in the batch.
+#pragma once
+/// Batches of mixed adapters on the GPU: each row against its own adapter's product, whatever else is in the batch.
+
 #include "gpu_test.hpp"
 
-namespace {
-
-using namespace gpu_test;
+namespace gpu_test::adapters {
 using cuda::Transpose;
 
 template <class T>
@@ -87,4 +87,4 @@ PEFT_GPU_TEST(adapter_batches_of_a_model) {
 }
 #endif
 
-}  // namespace
+}  // namespace gpu_test::adapters

@@ -1,13 +1,13 @@
-// Weights in four bits on the GPU: the bytes go there and back, decoded values are the CPU's bit for bit, products are compared
-// with those in float over the decoded weight.
+#pragma once
+/// Weights in four bits on the GPU: the bytes go there and back, decoded values are the CPU's bit for bit, products are compared
+/// with those in float over the decoded weight.
+
 #include <span>
 
 #include "gpu_test.hpp"
 #include "random_four_bit.hpp"
 
-namespace {
-
-using namespace gpu_test;
+namespace gpu_test::four_bit {
 using cuda::Transpose;
 
 constexpr float kXSize = 1.0f, kASize = 0.05f;
@@ -144,4 +144,4 @@ PEFT_GPU_TEST(four_bit_products_of_models) {
 }
 #endif
 
-}  // namespace
+}  // namespace gpu_test::four_bit
