@@ -113,21 +113,28 @@ TEST_CASE("cuda products are known by all that a choice depends on") {
   CHECK((key.m == 7 && key.n == 32 && key.k == 64 && key.lda == 64 && key.ldb == 64 && key.ldc == 32));
   CHECK((key.type == DType::kF16 && key.c_type == DType::kF16 && !key.has_bias && !key.adds));
   CHECK(Matmul::text_of(key) == "f16 [7, 64] times [64, 32] (stored across) to f16");
-  const auto differs = [&key](const MatmulKey& other) { return !(key == other) && MatmulKeyHash()(key) != MatmulKeyHash()(other); };
+  const auto differs = [&key](const MatmulKey& other) {
+    return !(key == other) && MatmulKeyHash()(key) != MatmulKeyHash()(other);
+  };
   CHECK(key == Matmul::key_of(Transpose::kNo, x, Transpose::kYes, w, 0.0f, none, y));
   CHECK(differs(Matmul::key_of(Transpose::kNo, x, Transpose::kYes, w, 1.0f, none, y)));
   CHECK(differs(Matmul::key_of(Transpose::kNo, x, Transpose::kYes, w, 0.0f, x.data, y)));
-  CHECK(differs(Matmul::key_of(Transpose::kNo, DeviceMatrixView<const f16>(at<const f16>(258), 7, 64), Transpose::kYes, w, 0.0f, none, y)));
-  CHECK(differs(Matmul::key_of(Transpose::kNo, x, Transpose::kYes, DeviceMatrixView<const f16>(w.data, 32, 64, 72), 0.0f, none, y)));
-  CHECK(differs(Matmul::key_of(Transpose::kNo, x, Transpose::kYes, w, 0.0f, none, DeviceMatrixView<float>(at<float>(1024), 7, 32))));
+  CHECK(differs(Matmul::key_of(Transpose::kNo, DeviceMatrixView<const f16>(at<const f16>(258), 7, 64), Transpose::kYes, w, 0.0f,
+                               none, y)));
+  CHECK(differs(
+      Matmul::key_of(Transpose::kNo, x, Transpose::kYes, DeviceMatrixView<const f16>(w.data, 32, 64, 72), 0.0f, none, y)));
+  CHECK(differs(
+      Matmul::key_of(Transpose::kNo, x, Transpose::kYes, w, 0.0f, none, DeviceMatrixView<float>(at<float>(1024), 7, 32))));
   // dA = dSᵀ·x: [r, n] across, [n, in].
-  const MatmulKey across = Matmul::key_of(Transpose::kYes, x, Transpose::kNo, x, 0.0f, none, DeviceMatrixView<float>(at<float>(1024), 64, 64));
+  const MatmulKey across =
+      Matmul::key_of(Transpose::kYes, x, Transpose::kNo, x, 0.0f, none, DeviceMatrixView<float>(at<float>(1024), 64, 64));
   CHECK((across.m == 64 && across.k == 7 && across.n == 64));
 
   CHECK(text_of<ShapeError>([&] { Matmul::key_of(Transpose::kNo, x, Transpose::kNo, w, 0.0f, none, y); }) ==
         "Matmul: [7, 64] times [32, 64]; expected inner sizes that are equal, got 64 and 32");
-  CHECK(text_of<ShapeError>([&] { Matmul::key_of(Transpose::kNo, x, Transpose::kYes, w, 0.0f, none, DeviceMatrixView<f16>(y.data, 7, 31)); }) ==
-        "Matmul: the result is [7, 31]; expected [7, 32]");
+  CHECK(text_of<ShapeError>([&] {
+          Matmul::key_of(Transpose::kNo, x, Transpose::kYes, w, 0.0f, none, DeviceMatrixView<f16>(y.data, 7, 31));
+        }) == "Matmul: the result is [7, 31]; expected [7, 32]");
 }
 
 TEST_CASE("cuda routes of LoRA follow rows, type and device") {
@@ -213,7 +220,8 @@ TEST_CASE("cuda errors say what was done and what helps") {
   CHECK(text.find("DeviceBuffer: 4096 bytes: cudaErrorMemoryAllocation (") == 0);
   CHECK(text.find("expected cudaSuccess; ") != std::string::npos);
   CHECK(text_of<CudaError>([] { check(cudaErrorStreamCaptureUnsupported, "a"); }).find("reserve()") != std::string::npos);
-  CHECK(text_of<CudaError>([] { check(CUBLAS_STATUS_NOT_SUPPORTED, "Matmul"); }).find("Matmul: CUBLAS_STATUS_NOT_SUPPORTED") == 0);
+  CHECK(text_of<CudaError>([] { check(CUBLAS_STATUS_NOT_SUPPORTED, "Matmul"); }).find("Matmul: CUBLAS_STATUS_NOT_SUPPORTED") ==
+        0);
   CHECK_THROWS_AS(check(cudaErrorNoDevice, "a"), Error);  // of the library's one family
   if (device_count() == 0) {
     CHECK(!no_device_reason().empty());

@@ -61,7 +61,8 @@ class BasicAdamW {
       : config_(std::move(config)), budget_(device_budget) {
     config_.validate();
     if (config_.paged) {
-      fail<ConfigError>("cuda::AdamW: paged moments in a file are the CPU's; expected none, use cuda::PagedAdamW for managed memory");
+      fail<ConfigError>(
+          "cuda::AdamW: paged moments in a file are the CPU's; expected none, use cuda::PagedAdamW for managed memory");
     }
     if (budget_ < 0) fail<ConfigError>("cuda::AdamW: device_budget is {}; expected a number from 0", budget_);
   }
@@ -173,16 +174,19 @@ class BasicAdamW {
     for (const Moments<float>& one : saved) {
       AdamWPlace place = place_of(one.name, one.rows, one.cols, one.rows * one.cols);
       if (one.is_8bit() != place.is_8bit) {
-        fail<ConfigError>("cuda::AdamW: the saved moments of parameter {} are in {} bits; expected {}: go on with the optimizer "
-                          "that the run began with",
-                          one.name, one.is_8bit() ? 8 : 32, place.is_8bit ? 8 : 32);
+        fail<ConfigError>(
+            "cuda::AdamW: the saved moments of parameter {} are in {} bits; expected {}: go on with the optimizer "
+            "that the run began with",
+            one.name, one.is_8bit() ? 8 : 32, place.is_8bit ? 8 : 32);
       }
-      const Index m = place.is_8bit ? one.m_8bit.codes.size : one.m.size, v = place.is_8bit ? one.v_8bit.codes.size : one.v.size;
+      const Index m = place.is_8bit ? one.m_8bit.codes.size : one.m.size,
+                  v = place.is_8bit ? one.v_8bit.codes.size : one.v.size;
       const Index maxima = place.is_8bit ? place.blocks() : 0;
       if (m != place.size || v != place.size || one.m_8bit.absmax.size != maxima || one.v_8bit.absmax.size != maxima) {
-        fail<ShapeError>("cuda::AdamW: the saved moments of parameter {} have {} and {} elements, and {} and {} maxima; expected "
-                         "{} and {}",
-                         one.name, m, v, one.m_8bit.absmax.size, one.v_8bit.absmax.size, place.size, maxima);
+        fail<ShapeError>(
+            "cuda::AdamW: the saved moments of parameter {} have {} and {} elements, and {} and {} maxima; expected "
+            "{} and {}",
+            one.name, m, v, one.m_8bit.absmax.size, one.v_8bit.absmax.size, place.size, maxima);
       }
       places.push_back(std::move(place));
     }
@@ -191,7 +195,8 @@ class BasicAdamW {
     if (!places_.empty()) take_memory(context);
     std::vector<std::byte> bytes(static_cast<std::size_t>(state_.byte_size()));
     const auto put = [&bytes](Index offset, const auto& view) {
-      if (view.size > 0) std::memcpy(bytes.data() + offset, view.data, static_cast<std::size_t>(view.size) * sizeof(*view.data));
+      if (view.size > 0)
+        std::memcpy(bytes.data() + offset, view.data, static_cast<std::size_t>(view.size) * sizeof(*view.data));
     };
     for (std::size_t i = 0; i < places_.size(); ++i) {
       const AdamWPlace& place = places_[i];
@@ -244,9 +249,10 @@ class BasicAdamW {
     seen_.clear();
     model.for_each_parameter([&](const ParameterInfo& info, DeviceVectorView<float> value, DeviceVectorView<float> grad) {
       if (grad.size != value.size) {
-        fail<ShapeError>("cuda::AdamW: parameter {} has {} elements and a gradient of {}; expected as many: ensure_grads() before "
-                         "training",
-                         info.name, value.size, grad.size);
+        fail<ShapeError>(
+            "cuda::AdamW: parameter {} has {} elements and a gradient of {}; expected as many: ensure_grads() before "
+            "training",
+            info.name, value.size, grad.size);
       }
       std::size_t position = seen_.size();
       if (is_first) {
@@ -313,7 +319,8 @@ class BasicAdamW {
   kernels::EightBitTables tables() const noexcept {
     const std::uint32_t* words = tables_.data();
     return {reinterpret_cast<const float*>(words), words + 256,
-            reinterpret_cast<const float*>(words + 256 + kernels::kEightBitSignedWords), words + 512 + kernels::kEightBitSignedWords};
+            reinterpret_cast<const float*>(words + 256 + kernels::kEightBitSignedWords),
+            words + 512 + kernels::kEightBitSignedWords};
   }
   static constexpr Index kTableWords = 512 + kernels::kEightBitSignedWords + kernels::kEightBitUnsignedBuckets;
 
@@ -334,7 +341,8 @@ class BasicAdamW {
   /// Elements [first, first + n) of a parameter; `first` is a multiple of kMomentBlock.
   kernels::AdamWTensor<float> tensor_of(const Seen& seen, std::int32_t group, Index first, Index n) noexcept {
     const AdamWPlace& place = places_[seen.place];
-    return {seen.value + first, seen.grad + first, part<float>(place.m) + first, part<float>(place.v) + first, nullptr, n, group};
+    return {
+        seen.value + first, seen.grad + first, part<float>(place.m) + first, part<float>(place.v) + first, nullptr, n, group};
   }
   kernels::AdamW8bitTensor<float> tensor_8bit_of(const Seen& seen, std::int32_t group, Index first, Index n) noexcept {
     const AdamWPlace& place = places_[seen.place];
@@ -388,8 +396,8 @@ class BasicAdamW {
     copy_in(before, device, context, what);
   }
 
-  /// Parameter after parameter, window after window: while one is computed, the next one's moments come, on a stream of their own,
-  /// and those of the one before go where they do not stay.
+  /// Parameter after parameter, window after window: while one is computed, the next one's moments come, on a stream of their
+  /// own, and those of the one before go where they do not stay.
   void launch_paged(Context& context) {
     struct Window {
       std::size_t seen;
@@ -399,7 +407,8 @@ class BasicAdamW {
     for (std::size_t i = 0; i < seen_.size(); ++i) {
       const AdamWPlace& place = places_[seen_[i].place];
       const Index window = place.is_8bit ? kWindowBytes / 2 : kWindowBytes / 8;
-      for (Index first = 0; first < place.size; first += window) windows.push_back({i, first, std::min(window, place.size - first)});
+      for (Index first = 0; first < place.size; first += window)
+        windows.push_back({i, first, std::min(window, place.size - first)});
     }
     if (!pages_) pages_.emplace();
     while (arrived_.size() < windows.size()) arrived_.emplace_back();

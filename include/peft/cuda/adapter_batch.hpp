@@ -31,8 +31,9 @@ class AdapterBatch {
   AdapterBatch(Index in_features, Index out_features, Index adapters, Index most_rank)
       : in_(in_features), out_(out_features), most_rank_(most_rank), table_(adapters) {
     if (in_features < 1 || out_features < 1 || adapters < 1 || most_rank < 1) {
-      fail<ShapeError>("cuda::AdapterBatch: in_features {}, out_features {}, adapters {}, most_rank {}; expected each at least 1",
-                       in_features, out_features, adapters, most_rank);
+      fail<ShapeError>(
+          "cuda::AdapterBatch: in_features {}, out_features {}, adapters {}, most_rank {}; expected each at least 1",
+          in_features, out_features, adapters, most_rank);
     }
   }
 
@@ -46,7 +47,8 @@ class AdapterBatch {
     constexpr std::string_view kWho = "cuda::AdapterBatch::set";
     const auto count = static_cast<Index>(adapters.size());
     if (count != map.adapters() || count > table_.size()) {
-      fail<ShapeError>("{}: {} adapters; expected {}, as the map has, and at most {}", kWho, count, map.adapters(), table_.size());
+      fail<ShapeError>("{}: {} adapters; expected {}, as the map has, and at most {}", kWho, count, map.adapters(),
+                       table_.size());
     }
     std::vector<kernels::AdapterSegment<T>> table;
     for (Index i = 0; i < count; ++i) {
@@ -67,8 +69,9 @@ class AdapterBatch {
       table.push_back(segment);
     }
     // The source is staged before the call returns.
-    check(cudaMemcpyAsync(table_.data(), table.data(), table.size() * sizeof(table[0]), cudaMemcpyHostToDevice, context.stream()),
-          "{}: copying the table of {} adapters", kWho, count);
+    check(
+        cudaMemcpyAsync(table_.data(), table.data(), table.size() * sizeof(table[0]), cudaMemcpyHostToDevice, context.stream()),
+        "{}: copying the table of {} adapters", kWho, count);
   }
 
   /// Scratch of a pass over a map made for up to `rows` rows.

@@ -66,7 +66,8 @@ class AdapterRowMap {
   /// adapter_of_row[i]: the adapter of row i, or -1. Throws ConfigError, ShapeError, CudaError.
   void set(std::span<const std::int32_t> adapter_of_row, Context& context) {
     if (static_cast<Index>(adapter_of_row.size()) > capacity_) {
-      fail<ShapeError>("AdapterRowMap::set: {} rows; expected at most {}, as it was made for", adapter_of_row.size(), capacity_);
+      fail<ShapeError>("AdapterRowMap::set: {} rows; expected at most {}, as it was made for", adapter_of_row.size(),
+                       capacity_);
     }
     order_ = AdapterRowOrder::of(adapter_of_row, adapters_);
     batch_rows_ = static_cast<Index>(adapter_of_row.size());

@@ -106,9 +106,10 @@ class DenseLinear {
   void forward_widened(DeviceMatrixView<const T> x, Index r, DeviceMatrixView<T> y, Context& context) const {
     check_forward("cuda::DenseLinear::forward_widened", x, y);
     if (r < 1 || r > weight_.spare() || r > x.spare) {
-      fail<ShapeError>("cuda::DenseLinear::forward_widened: {} low-rank columns; W has {} spare ones and x {}; expected both to "
-                       "have them",
-                       r, weight_.spare(), x.spare);
+      fail<ShapeError>(
+          "cuda::DenseLinear::forward_widened: {} low-rank columns; W has {} spare ones and x {}; expected both to "
+          "have them",
+          r, weight_.spare(), x.spare);
     }
     product(x.widened(r), weight().widened(r), y, context);
   }

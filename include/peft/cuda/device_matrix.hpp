@@ -30,7 +30,8 @@ class DeviceMatrix {
     stride_ = aligned_stride<T>(cols + spare);
     Index count = 0;
     if (__builtin_mul_overflow(rows, stride_, &count)) {
-      fail<ShapeError>("DeviceMatrix: [{}, {}] with {} spare columns; expected a size that can be addressed", rows, cols, spare);
+      fail<ShapeError>("DeviceMatrix: [{}, {}] with {} spare columns; expected a size that can be addressed", rows, cols,
+                       spare);
     }
     memory_ = DeviceBuffer<T>(count);
   }

@@ -1,6 +1,6 @@
 #pragma once
-/// The kernels of products with 4-bit weights over device views: arguments filled in one place, refusals named with their sizes.
-/// Shapes are the caller's to check.
+/// The kernels of products with 4-bit weights over device views: arguments filled in one place, refusals named with their
+/// sizes. Shapes are the caller's to check.
 
 #include "peft/cuda/check.hpp"
 #include "peft/cuda/context.hpp"
@@ -27,9 +27,10 @@ void launch_four_bit_forward(DeviceMatrixView<const T> x, const kernels::FourBit
   args.y = y.data, args.ldy = y.stride;
   args.m = x.rows, args.r = s.cols;
   args.sm = context.device().sm;
-  args.workspace = scratch.take<float>(kernels::four_bit_forward_workspace<T>(w, args.m, args.sm) / 4, "four_bit_forward kernel");
-  check(kernels::four_bit_forward(args, context.stream()), "four_bit_forward kernel: x [{}, {}], W [{}, {}], r {}", x.rows, x.cols,
-        w.out, w.in, args.r);
+  args.workspace =
+      scratch.take<float>(kernels::four_bit_forward_workspace<T>(w, args.m, args.sm) / 4, "four_bit_forward kernel");
+  check(kernels::four_bit_forward(args, context.stream()), "four_bit_forward kernel: x [{}, {}], W [{}, {}], r {}", x.rows,
+        x.cols, w.out, w.in, args.r);
 }
 
 /// dx = dy·W + mask∘(dS·A); an empty dS: without.
@@ -49,8 +50,8 @@ void launch_four_bit_input_grad(DeviceMatrixView<const T> dy, const kernels::Fou
   args.sm = context.device().sm;
   args.workspace =
       scratch.take<float>(kernels::four_bit_input_grad_workspace<T>(w, args.m, args.sm) / 4, "four_bit_input_grad kernel");
-  check(kernels::four_bit_input_grad(args, context.stream()), "four_bit_input_grad kernel: dy [{}, {}], W [{}, {}], r {}", dy.rows,
-        dy.cols, w.out, w.in, args.r);
+  check(kernels::four_bit_input_grad(args, context.stream()), "four_bit_input_grad kernel: dy [{}, {}], W [{}, {}], r {}",
+        dy.rows, dy.cols, w.out, w.in, args.r);
 }
 
 }  // namespace cuda::detail

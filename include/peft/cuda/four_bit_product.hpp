@@ -18,9 +18,8 @@ struct FourBitProductQuery {
   Index rows = 0;
 };
 
-/// On sm_90 and later cuBLASLt multiplies at 1.6 times mma.sync's rate and more. Decoding writes 2 bytes a weight and the product
-/// reads them: about 4 bytes · N·K over 3.3 TB/s, as long as 400 rows' worth of that difference at 400 against 650 TFLOP/s; twice
-/// that until it wins for certain.
+/// On sm_90 and later cuBLASLt multiplies at 1.6 times mma.sync's rate and more. Decoding writes 2 bytes a weight and the
+/// product reads them: by an H100's data sheet (3.3 TB/s; 650 against 400 TFLOP/s) as long as what 630 rows save.
 inline constexpr Index kRowsOfPanels = 768;
 /// In float our kernel has no tensor cores; cuBLASLt's larger tiles win once decoding is shared by this many rows.
 inline constexpr Index kRowsOfFloatPanels = 64;

@@ -59,8 +59,8 @@ class Lora {
   Lora(Index in_features, Index out_features, Index r, double scaling, float dropout, Context& context)
       : scaling_(scaling), dropout_(dropout) {
     if (in_features < 1 || out_features < 1 || r < 1) {
-      fail<ConfigError>("cuda::Lora: in_features {}, out_features {}, r {}; expected each at least 1", in_features, out_features,
-                        r);
+      fail<ConfigError>("cuda::Lora: in_features {}, out_features {}, r {}; expected each at least 1", in_features,
+                        out_features, r);
     }
     if (!is_finite(scaling)) fail<ConfigError>("cuda::Lora: scaling is {}; expected a finite number", scaling);
     if (!is_finite(dropout) || dropout < 0.0f || dropout >= 1.0f) {
@@ -214,8 +214,8 @@ class Lora {
     if (dx.data != nullptr) detail::check_shape(kWho, "dx", dx, x.rows, in_);
     if (grad_a_.empty()) fail<CudaError>("{}: there is no memory for gradients; expected Lora::ensure_grads before", kWho);
     if (saved.s.cols() != r_ || saved.s.rows() < x.rows) {
-      fail<ShapeError>("{}: S is [{}, {}]; expected that of the forward, [{}, {}]", kWho, saved.s.rows(), saved.s.cols(), x.rows,
-                       r_);
+      fail<ShapeError>("{}: S is [{}, {}]; expected that of the forward, [{}, {}]", kWho, saved.s.rows(), saved.s.cols(),
+                       x.rows, r_);
     }
     if (x.rows == 0) return;
     Context::Scratch scratch(context);
@@ -267,7 +267,8 @@ class Lora {
     }
     if constexpr (requires { host.bias().empty(); }) {
       if (!host.bias().empty()) {
-        fail<ConfigError>("{}: the update has a bias (lora_bias); expected none on the GPU: add scaling·bias to the base's", who);
+        fail<ConfigError>("{}: the update has a bias (lora_bias); expected none on the GPU: add scaling·bias to the base's",
+                          who);
       }
     }
   }

@@ -84,7 +84,8 @@ void launch_lora_backward(DeviceMatrixView<const T> dy, DeviceMatrixView<const T
   args.ds = ds.data, args.ldds = ds.stride;
   args.db = db.data, args.lddb = db.stride;
   args.m = dy.rows, args.out = dy.cols, args.r = s.cols;
-  args.workspace = scratch.take<float>(kernels::lora_backward_workspace<T>(args.m, args.out, args.r) / 4, "lora_backward kernel");
+  args.workspace =
+      scratch.take<float>(kernels::lora_backward_workspace<T>(args.m, args.out, args.r) / 4, "lora_backward kernel");
   args.sm = context.device().sm;
   check(kernels::lora_backward(args, context.stream()), "lora_backward kernel: dy [{}, {}], r {}", args.m, args.out, args.r);
 }
@@ -120,7 +121,8 @@ void launch_lora_factor_grad(DeviceMatrixView<const T> ds, DeviceMatrixView<cons
   args.workspace =
       scratch.take<float>(kernels::lora_factor_grad_workspace<T>(args.m, args.in, args.r) / 4, "lora_factor_grad kernel");
   args.sm = context.device().sm;
-  check(kernels::lora_factor_grad(args, context.stream()), "lora_factor_grad kernel: x [{}, {}], r {}", args.m, args.in, args.r);
+  check(kernels::lora_factor_grad(args, context.stream()), "lora_factor_grad kernel: x [{}, {}], r {}", args.m, args.in,
+        args.r);
 }
 
 }  // namespace cuda::detail

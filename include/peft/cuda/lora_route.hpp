@@ -20,8 +20,8 @@ struct LoraRouteQuery {
   bool has_columns = false;  ///< s·B stands behind W, and x has room for S
 };
 
-/// From sm_90 on cuBLASLt uses instructions (wgmma, tcgen05) that multiply at 1.6 times mma.sync's rate and more. From this many
-/// rows on that outweighs writing y twice: 2·M·N elements more against M·N·K products.
+/// From sm_90 on cuBLASLt uses instructions (wgmma, tcgen05) that multiply at 1.6 times mma.sync's rate and more. From this
+/// many rows on that outweighs writing y twice: 2·M·N elements more against M·N·K products.
 inline constexpr Index kRowsOfProducts = 256;
 /// In float our kernel has no tensor cores, and cuBLASLt's has larger tiles; below this many rows both wait for W.
 inline constexpr Index kRowsOfFloatProducts = 32;

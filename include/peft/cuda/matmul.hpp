@@ -20,7 +20,8 @@ namespace cuda {
 /// Throws CudaError where `code` is one of cuBLAS'.
 inline void check(cublasStatus_t code, std::string_view what) {
   if (code == CUBLAS_STATUS_SUCCESS) return;
-  fail<CudaError>("{}: {} ({}); expected CUBLAS_STATUS_SUCCESS", what, cublasLtGetStatusName(code), cublasLtGetStatusString(code));
+  fail<CudaError>("{}: {} ({}); expected CUBLAS_STATUS_SUCCESS", what, cublasLtGetStatusName(code),
+                  cublasLtGetStatusString(code));
 }
 
 /// How the numbers between are rounded.
@@ -85,8 +86,8 @@ class Matmul {
     key.n = transpose_b == Transpose::kYes ? b.rows : b.cols;
     const Index inner = transpose_b == Transpose::kYes ? b.cols : b.rows;
     if (inner != key.k) {
-      fail<ShapeError>("Matmul: [{}, {}]{} times [{}, {}]{}; expected inner sizes that are equal, got {} and {}", a.rows, a.cols,
-                       mark(transpose_a), b.rows, b.cols, mark(transpose_b), key.k, inner);
+      fail<ShapeError>("Matmul: [{}, {}]{} times [{}, {}]{}; expected inner sizes that are equal, got {} and {}", a.rows,
+                       a.cols, mark(transpose_a), b.rows, b.cols, mark(transpose_b), key.k, inner);
     }
     detail::check_shape("Matmul", "the result", c, key.m, key.n);
     detail::check_shape("Matmul", "the left operand", a, a.rows, a.cols);
@@ -148,7 +149,8 @@ class Matmul {
         key.type == DType::kF32 && config_.allow_tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
     check(cublasLtMatmulDescInit(&plan.description, compute, CUDA_R_32F), "Matmul: a description");
     const auto set = [&plan](cublasLtMatmulDescAttributes_t which, const auto& value) {
-      check(cublasLtMatmulDescSetAttribute(&plan.description, which, &value, sizeof(value)), "Matmul: a description's attribute");
+      check(cublasLtMatmulDescSetAttribute(&plan.description, which, &value, sizeof(value)),
+            "Matmul: a description's attribute");
     };
     const auto operation = [](Transpose t) { return t == Transpose::kYes ? CUBLAS_OP_T : CUBLAS_OP_N; };
     set(CUBLASLT_MATMUL_DESC_TRANSA, operation(key.transpose_b));
@@ -159,8 +161,8 @@ class Matmul {
       set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(key.type));
     }
     const auto layout = [](cublasLtMatrixLayoutOpaque_t& result, DType type, Index rows, Index cols, Index ld) {
-      check(cublasLtMatrixLayoutInit(&result, data_type(type), static_cast<std::uint64_t>(cols), static_cast<std::uint64_t>(rows),
-                                     ld),
+      check(cublasLtMatrixLayoutInit(&result, data_type(type), static_cast<std::uint64_t>(cols),
+                                     static_cast<std::uint64_t>(rows), ld),
             "Matmul: a layout");
     };
     const bool across_a = key.transpose_a == Transpose::kYes, across_b = key.transpose_b == Transpose::kYes;
@@ -171,7 +173,8 @@ class Matmul {
     cublasLtMatmulPreferenceOpaque_t preference;
     check(cublasLtMatmulPreferenceInit(&preference), "Matmul: a preference");
     const auto prefer = [&preference](cublasLtMatmulPreferenceAttributes_t which, const auto& value) {
-      check(cublasLtMatmulPreferenceSetAttribute(&preference, which, &value, sizeof(value)), "Matmul: a preference's attribute");
+      check(cublasLtMatmulPreferenceSetAttribute(&preference, which, &value, sizeof(value)),
+            "Matmul: a preference's attribute");
     };
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(workspace_.size()));
     prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,

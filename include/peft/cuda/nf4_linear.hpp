@@ -47,7 +47,8 @@ class FourBitLinear {
     const int sm = current_sm();
     const kernels::FourBitPacked& w = weight_.packed();
     Index bytes = detail::most_bytes(rows, [&](Index n) {
-      return std::max<Index>(kernels::four_bit_forward_workspace<T>(w, n, sm), kernels::four_bit_input_grad_workspace<T>(w, n, sm));
+      return std::max<Index>(kernels::four_bit_forward_workspace<T>(w, n, sm),
+                             kernels::four_bit_input_grad_workspace<T>(w, n, sm));
     });
     if (choose_four_bit_product({dtype_of<T>(), sm, rows}) == FourBitProduct::kPanel) {
       bytes = std::max(bytes, Context::padded(panel_bytes()));
@@ -81,8 +82,8 @@ class FourBitLinear {
     check_forward("cuda::FourBitLinear::forward", x, y);
     if (term.s.cols > 0) check_term("cuda::FourBitLinear::forward", term, y);
     if (x.rows == 0) return;
-    detail::launch_four_bit_forward<T>(x, weight_.packed(), bias_.empty() ? nullptr : bias_.data(), term.s, term.b, term.scale, y,
-                                       context);
+    detail::launch_four_bit_forward<T>(x, weight_.packed(), bias_.empty() ? nullptr : bias_.data(), term.s, term.b, term.scale,
+                                       y, context);
   }
   /// By cuBLASLt over W's rows decoded into scratch memory, a panel at a time.
   void forward_panel(DeviceMatrixView<const T> x, DeviceMatrixView<T> y, Context& context) const {
@@ -164,8 +165,10 @@ class FourBitLinear {
   static int current_sm() {
     int device = 0, major = 0, minor = 0;
     check(cudaGetDevice(&device), "cuda::FourBitLinear: the current device");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cuda::FourBitLinear: the device's version");
-    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cuda::FourBitLinear: the device's version");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+          "cuda::FourBitLinear: the device's version");
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+          "cuda::FourBitLinear: the device's version");
     return 10 * major + minor;
   }
   void check_weight() const {
@@ -196,7 +199,8 @@ using Nf4Linear = FourBitLinear<FourBitCode::kNf4, T>;
 template <Scalar T>
 using Fp4Linear = FourBitLinear<FourBitCode::kFp4, T>;
 
-static_assert(DeviceFusedLowRank<Nf4Linear<f16>> && DeviceBackwardLinear<Nf4Linear<f16>> && DeviceFusedInputGrad<Nf4Linear<f16>>);
+static_assert(DeviceFusedLowRank<Nf4Linear<f16>> && DeviceBackwardLinear<Nf4Linear<f16>> &&
+              DeviceFusedInputGrad<Nf4Linear<f16>>);
 
 }  // namespace cuda
 PEFT_END_NAMESPACE

@@ -33,8 +33,8 @@ class FourBitTensor {
  public:
   static constexpr FourBitCode code() noexcept { return kCode; }
 
-  /// A copy of the host's bytes. Throws ShapeError where their sizes do not fit the shape, ConfigError for a block size that does
-  /// not exist, CudaError.
+  /// A copy of the host's bytes. Throws ShapeError where their sizes do not fit the shape, ConfigError for a block size that
+  /// does not exist, CudaError.
   FourBitTensor(const FourBitStorage& host, Context& context) : shape_(host.shape), dtype_(host.dtype) {
     packed_ = {};
     packed_.block_size = static_cast<int>(host.block_size);
@@ -67,8 +67,8 @@ class FourBitTensor {
     args.flat_codes = flat_codes.data();
     args.flat_nested_codes = flat_nested.data();
     args.flat_absmax = flat_absmax.data();
-    check(kernels::four_bit_pack(args, context.stream()), "four_bit_pack kernel: [{}, {}] in blocks of {}", packed_.out, packed_.in,
-          packed_.block_size);
+    check(kernels::four_bit_pack(args, context.stream()), "four_bit_pack kernel: [{}, {}] in blocks of {}", packed_.out,
+          packed_.in, packed_.block_size);
     context.synchronize();  // the flat copies go
   }
   template <HostFourBit H>
@@ -115,7 +115,8 @@ class FourBitTensor {
     storage.block_size = packed_.block_size;
     storage.nested_offset = packed_.nested_offset;
     const auto view = [](const auto& from) {
-      return VectorView<const typename std::remove_cvref_t<decltype(from)>::value_type>(from.data(), static_cast<Index>(from.size()));
+      return VectorView<const typename std::remove_cvref_t<decltype(from)>::value_type>(from.data(),
+                                                                                        static_cast<Index>(from.size()));
     };
     storage.codes = view(bytes->codes);
     storage.absmax = view(bytes->absmax);
@@ -182,7 +183,8 @@ class FourBitTensor {
     const Index blocks = block_count();
     const auto check_size = [&](std::string_view what, Index got, Index expected) {
       if (got == expected) return;
-      fail<ShapeError>("{}: {} {}; expected {} for {} elements in blocks of {}", kWho, got, what, expected, element_count_, block);
+      fail<ShapeError>("{}: {} {}; expected {} for {} elements in blocks of {}", kWho, got, what, expected, element_count_,
+                       block);
     };
     check_size("codes", host.codes.size, element_count_ / 2 + element_count_ % 2);
     check_size("absmax", host.absmax.size, nested ? 0 : blocks);

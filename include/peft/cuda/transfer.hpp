@@ -47,7 +47,8 @@ void upload(MatrixView<const From> from, DeviceMatrixView<To> to, cudaStream_t s
   } else {
     std::vector<To> rows(static_cast<std::size_t>(from.rows * from.cols));
     for (Index i = 0; i < from.rows; ++i) {
-      for (Index j = 0; j < from.cols; ++j) rows[static_cast<std::size_t>(i * from.cols + j)] = detail::converted<To>(from(i, j));
+      for (Index j = 0; j < from.cols; ++j)
+        rows[static_cast<std::size_t>(i * from.cols + j)] = detail::converted<To>(from(i, j));
     }
     upload<To, To>(MatrixView<const To>(rows.data(), from.rows, from.cols), to, stream, what);
   }

@@ -41,8 +41,8 @@ struct Both {
     void for_each_parameter(Visitor&& visit) {
       for (One& one : both.all) {
         const auto n = static_cast<Index>(one.value.size());
-        visit(ParameterInfo{one.name, ParameterRole::kOther, one.decay, one.rows, one.cols}, VectorView<float>(one.value.data(), n),
-              VectorView<float>(one.grad.data(), n));
+        visit(ParameterInfo{one.name, ParameterRole::kOther, one.decay, one.rows, one.cols},
+              VectorView<float>(one.value.data(), n), VectorView<float>(one.grad.data(), n));
       }
     }
   };
@@ -89,12 +89,14 @@ void test_steps(std::string_view what, int bits, Index budget) {
   Index differing = 0;
   for (Both::One& one : both.all) {
     std::vector<float> got(one.value.size());
-    cuda::download(std::as_const(one.device_value).device_view(), VectorView<float>(got.data(), static_cast<Index>(got.size())), c.stream());
+    cuda::download(std::as_const(one.device_value).device_view(), VectorView<float>(got.data(), static_cast<Index>(got.size())),
+                   c.stream());
     for (std::size_t i = 0; i < got.size(); ++i) differing += got[i] != one.value[i] ? 1 : 0;
     // Without a fused multiply-add (the scalar kernels) the CPU rounds otherwise; a code of 8 bits may then be its neighbour.
     check_close(fmt::format("{}: {}", what, one.name), got, one.value, one.cols, 1e-5, bits == 8 ? 1e-3 : 1e-6);
   }
-  std::printf("  %s: %lld elements have other bits than the CPU's\n", std::string(what).c_str(), static_cast<long long>(differing));
+  std::printf("  %s: %lld elements have other bits than the CPU's\n", std::string(what).c_str(),
+              static_cast<long long>(differing));
 }
 
 PEFT_GPU_TEST(adamw_is_the_cpus) {

@@ -14,7 +14,8 @@ void test_batch(Index out, Index in, const std::vector<Index>& ranks, Index rows
   for (std::size_t i = 0; i < ranks.size(); ++i) {
     loras.emplace_back(Factors(in, out, ranks[i], 1.5, 0.0f, static_cast<std::uint32_t>(10 * i + 1)), c);
   }
-  for (std::size_t i = 0; i < ranks.size(); ++i) pointers.push_back(i == 1 ? nullptr : &loras[i]);  // one leaves the layer alone
+  for (std::size_t i = 0; i < ranks.size(); ++i)
+    pointers.push_back(i == 1 ? nullptr : &loras[i]);  // one leaves the layer alone
   const Index most_rank = *std::max_element(ranks.begin(), ranks.end());
   cuda::DenseLinear<T> base(in, out);
   fill(base.weight(), 3, 0.05f);
@@ -59,9 +60,10 @@ void test_batch(Index out, Index in, const std::vector<Index>& ranks, Index rows
   for (std::size_t i = 0; i < of.size(); ++i) {
     if (of[i] >= 0 && pointers[static_cast<std::size_t>(of[i])] != nullptr) continue;
     const auto n = static_cast<std::size_t>(out);
-    check_that(std::equal(got.begin() + static_cast<std::ptrdiff_t>(i * n), got.begin() + static_cast<std::ptrdiff_t>((i + 1) * n),
-                          without.begin() + static_cast<std::ptrdiff_t>(i * n)),
-               "{}: row {} has no adapter and is not the base's", what, i);
+    check_that(
+        std::equal(got.begin() + static_cast<std::ptrdiff_t>(i * n), got.begin() + static_cast<std::ptrdiff_t>((i + 1) * n),
+                   without.begin() + static_cast<std::ptrdiff_t>(i * n)),
+        "{}: row {} has no adapter and is not the base's", what, i);
   }
   // Launches that reach over all that the map may hold give the same bits.
   y.fill_zero(c.stream());

@@ -1,6 +1,6 @@
 #pragma once
-/// Weights in four bits on the GPU: the bytes go there and back, decoded values are the CPU's bit for bit, products are compared
-/// with those in float over the decoded weight.
+/// Weights in four bits on the GPU: the bytes go there and back, decoded values are the CPU's bit for bit, products are
+/// compared with those in float over the decoded weight.
 
 #include <span>
 
@@ -19,7 +19,8 @@ bool equal(VectorView<const T> a, VectorView<const T> b) {
 
 template <FourBitCode kCode>
 void test_bytes(Index out, Index in, Index block, bool nested) {
-  const std::string what = fmt::format("{} [{}, {}] in blocks of {}{}", name_of(kCode), out, in, block, nested ? ", nested" : "");
+  const std::string what =
+      fmt::format("{} [{}, {}] in blocks of {}{}", name_of(kCode), out, in, block, nested ? ", nested" : "");
   FourBitStorage host = random_storage(out, in, block, nested, 7);
   if (kCode == FourBitCode::kFp4 && out * in % 2 != 0) {
     const_cast<std::uint8_t*>(host.codes.data)[host.codes.size - 1] &= 0xF0;
@@ -37,8 +38,9 @@ void test_bytes(Index out, Index in, Index block, bool nested) {
   for (Index i = 0; i < out * in; ++i) {
     const std::uint8_t byte = host.codes[i / 2];
     const Index b = i / block;
-    const float absmax = nested ? rounded(rounded(host.nested_map[host.nested_codes[b]] * host.nested_absmax[b / 256]) + host.nested_offset)
-                                : host.absmax[b];
+    const float absmax =
+        nested ? rounded(rounded(host.nested_map[host.nested_codes[b]] * host.nested_absmax[b / 256]) + host.nested_offset)
+               : host.absmax[b];
     want.push_back(rounded(value[i % 2 == 0 ? byte >> 4 : byte & 15] * absmax));
   }
   cuda::DeviceMatrix<float> whole(out, in);
@@ -67,7 +69,8 @@ void test_products(Index out, Index in, Index block, bool nested, Index r, const
   std::vector<float> bias(static_cast<std::size_t>(out));
   for (Index i = 0; i < out; ++i) bias[static_cast<std::size_t>(i)] = hashed(9, static_cast<std::uint64_t>(i));
   for (float& b : bias) b = static_cast<float>(cuda::detail::converted<T>(b));
-  const cuda::Nf4Linear<T> layer(cuda::Nf4Tensor(random_storage(out, in, block, nested, 5), c), VectorView<const float>(bias.data(), out), c);
+  const cuda::Nf4Linear<T> layer(cuda::Nf4Tensor(random_storage(out, in, block, nested, 5), c),
+                                 VectorView<const float>(bias.data(), out), c);
   const Index most = *std::max_element(rows_of.begin(), rows_of.end());
   c.reserve(std::max(layer.scratch_bytes(most), cuda::Context::padded(layer.panel_bytes())));
   cuda::DeviceMatrix<float> w(out, in);
@@ -76,7 +79,8 @@ void test_products(Index out, Index in, Index block, bool nested, Index r, const
   const double u = unit_roundoff<T>();
   constexpr double kWSize = 0.09;
   for (const Index m : rows_of) {
-    const std::string what = fmt::format("{} [{}, {}] blocks of {}{}, r {}, m {}", type_name<T>(), out, in, block, nested ? ", nested" : "", r, m);
+    const std::string what =
+        fmt::format("{} [{}, {}] blocks of {}{}, r {}, m {}", type_name<T>(), out, in, block, nested ? ", nested" : "", r, m);
     const cuda::DeviceMatrix<T> x = random_matrix<T>(m, in, 3, kXSize), s = random_matrix<T>(m, r, 4, kXSize),
                                 dy = random_matrix<T>(m, out, 6, kXSize);
     cuda::DeviceMatrix<T> y(m, out), dx(m, in);

@@ -126,8 +126,8 @@ cuda::DeviceMatrix<float> widened(cuda::DeviceMatrixView<T> view) {
 template <class T>
 std::vector<float> host_copy(cuda::DeviceMatrixView<T> view) {
   std::vector<float> result(static_cast<std::size_t>(view.rows * view.cols));
-  cuda::download(cuda::DeviceMatrixView<const std::remove_const_t<T>>(view), MatrixView<float>(result.data(), view.rows, view.cols),
-                 context().stream());
+  cuda::download(cuda::DeviceMatrixView<const std::remove_const_t<T>>(view),
+                 MatrixView<float>(result.data(), view.rows, view.cols), context().stream());
   return result;
 }
 
@@ -172,12 +172,14 @@ inline void check_close(std::string_view what, const std::vector<float>& got, co
       at = i;
       break;
     }
-    const double error = std::fabs(double{got[i]} - double{want[i]}) / (relative * std::fabs(double{want[i]}) + absolute + 1e-300);
+    const double error =
+        std::fabs(double{got[i]} - double{want[i]}) / (relative * std::fabs(double{want[i]}) + absolute + 1e-300);
     if (error > worst) worst = error, at = i;
   }
   const auto row = cols > 0 ? static_cast<Index>(at) / cols : 0, column = cols > 0 ? static_cast<Index>(at) % cols : 0;
-  check_that(got.size() == want.size() && finite && worst <= 1.0, "{}: at [{}, {}] {} instead of {}: {:.2f} times the tolerance", what,
-             row, column, got.empty() ? 0.0f : got[at], want.empty() ? 0.0f : want[at], worst);
+  check_that(got.size() == want.size() && finite && worst <= 1.0,
+             "{}: at [{}, {}] {} instead of {}: {:.2f} times the tolerance", what, row, column, got.empty() ? 0.0f : got[at],
+             want.empty() ? 0.0f : want[at], worst);
 }
 
 /// What a sum of k products of numbers within ±a and ±b (uniform) may err by, where it is added up in float in any order: the

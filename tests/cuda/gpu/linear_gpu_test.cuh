@@ -1,5 +1,6 @@
 #pragma once
-/// Dense layers and LoRA on the GPU: every route against products in float by cuBLASLt, and backward against double on the host.
+/// Dense layers and LoRA on the GPU: every route against products in float by cuBLASLt, and backward against double on the
+/// host.
 
 #include <span>
 
@@ -12,8 +13,9 @@ constexpr float kXSize = 1.0f, kWSize = Factors::kASize, kBSize = Factors::kBSiz
 
 /// y = x·Wᵀ + bias + scale·S·Bᵀ in float.
 template <class T>
-std::vector<float> reference_forward(cuda::DeviceMatrixView<const T> x, cuda::DeviceMatrixView<const T> w, cuda::DeviceVectorView<const T> bias,
-                                     cuda::DeviceMatrixView<const T> s, cuda::DeviceMatrixView<const T> b, float scale) {
+std::vector<float> reference_forward(cuda::DeviceMatrixView<const T> x, cuda::DeviceMatrixView<const T> w,
+                                     cuda::DeviceVectorView<const T> bias, cuda::DeviceMatrixView<const T> s,
+                                     cuda::DeviceMatrixView<const T> b, float scale) {
   cuda::DeviceMatrix<float> y(x.rows, w.rows);
   reference_product(Transpose::kNo, widened(x), Transpose::kYes, widened(w), 1.0f, 0.0f, y);
   if (s.cols > 0) reference_product(Transpose::kNo, widened(s), Transpose::kYes, widened(b), scale, 1.0f, y);
@@ -47,10 +49,12 @@ void test_forward(Index out, Index in, Index r, const std::vector<Index>& rows_o
     cuda::DeviceMatrix<float> s_want(m, r);
     reference_product(Transpose::kNo, widened(x), Transpose::kYes, widened(lora.a_copy()), 1.0f, 0.0f, s_want);
     const cuda::DeviceMatrixView<const T> s = std::as_const(saved.s).view().row_range(0, m);
-    check_close(what + ": S", host_copy(s), host_copy(s_want.view()), r, unit_roundoff<T>() * 1.01, sum_tolerance(in, kXSize, kWSize));
+    check_close(what + ": S", host_copy(s), host_copy(s_want.view()), r, unit_roundoff<T>() * 1.01,
+                sum_tolerance(in, kXSize, kWSize));
 
     const std::vector<float> want = reference_forward<T>(x, layer.weight(), layer.bias(), s, lora.b_copy(), 2.0f);
-    const double absolute = sum_tolerance(in, kXSize, kWSize) + sum_tolerance(r, 2.0 * std::sqrt(static_cast<double>(in)) * kWSize, kBSize);
+    const double absolute =
+        sum_tolerance(in, kXSize, kWSize) + sum_tolerance(r, 2.0 * std::sqrt(static_cast<double>(in)) * kWSize, kBSize);
     const auto close = [&](const char* route, double rounded = 0.0) {
       check_close(what + ": " + route, host_copy(y.view()), want, out, unit_roundoff<T>() * 1.01, absolute + rounded);
       y.fill_zero(c.stream());
@@ -111,8 +115,8 @@ PEFT_GPU_TEST(lora_forward_of_models) {
 #endif
 
 /// Sums in double, on the host.
-std::vector<float> host_product(const std::vector<float>& a, const std::vector<float>& b, Index m, Index n, Index k, bool across_a,
-                                bool across_b, double scale) {
+std::vector<float> host_product(const std::vector<float>& a, const std::vector<float>& b, Index m, Index n, Index k,
+                                bool across_a, bool across_b, double scale) {
   std::vector<float> c(static_cast<std::size_t>(m * n));
   for (Index i = 0; i < m; ++i) {
     for (Index j = 0; j < n; ++j) {
@@ -156,8 +160,8 @@ void test_backward(Index out, Index in, Index r, Index m, float p) {
     const cuda::DeviceMaskBits& bits = saved.dropout.view();
     check_that(bits.bits != nullptr && bits.stride_bytes == stride, "{}: the mask has a stride of {}; expected {}", what,
                bits.stride_bytes, stride);
-    cuda::download(cuda::DeviceVectorView<const std::uint8_t>(bits.bits, m * stride), VectorView<std::uint8_t>(got.data(), m * stride),
-                   c.stream());
+    cuda::download(cuda::DeviceVectorView<const std::uint8_t>(bits.bits, m * stride),
+                   VectorView<std::uint8_t>(got.data(), m * stride), c.stream());
     check_that(got == want, "{}: the mask's bits are not the CPU's", what);
     for (Index i = 0; i < m; ++i) {
       for (Index k = 0; k < in; ++k) {

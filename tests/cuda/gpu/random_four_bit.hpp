@@ -33,7 +33,8 @@ inline FourBitStorage random_storage(Index out, Index in, Index block, bool nest
     bytes->nested_codes.resize(static_cast<std::size_t>(blocks));
     for (std::uint8_t& code : bytes->nested_codes) code = static_cast<std::uint8_t>(next());
     for (int i = 0; i < 256; ++i) bytes->map.push_back(static_cast<float>(i - 127) / 128.0f);
-    for (Index i = 0; i < (blocks + 255) / 256; ++i) bytes->nested_absmax.push_back(0.02f + 0.01f * hashed(seed, static_cast<std::uint64_t>(i)));
+    for (Index i = 0; i < (blocks + 255) / 256; ++i)
+      bytes->nested_absmax.push_back(0.02f + 0.01f * hashed(seed, static_cast<std::uint64_t>(i)));
     storage.nested_offset = 0.06f;
   } else {
     for (Index i = 0; i < blocks; ++i) bytes->absmax.push_back(0.06f + 0.03f * hashed(seed, static_cast<std::uint64_t>(i)));

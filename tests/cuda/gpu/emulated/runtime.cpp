@@ -1,7 +1,7 @@
-// Stands in for CUDA's runtime and cuBLASLt where there is no GPU: a device's memory is the host's, registered with the kernels'
-// emulator and filled with bytes of 0xFF; work is done when it is asked for; products are sums in double. What the real ones refuse
-// (pitches, alignment, layouts that do not hold a matrix) is refused here. So the tests for a GPU run on the host's side of
-// peft::cuda and its kernels, on small shapes. Graphs cannot be recorded.
+// Stands in for CUDA's runtime and cuBLASLt where there is no GPU: a device's memory is the host's, registered with the
+// kernels' emulator and filled with bytes of 0xFF; work is done when it is asked for; products are sums in double. What the
+// real ones refuse (pitches, alignment, layouts that do not hold a matrix) is refused here. So the tests for a GPU run on the
+// host's side of peft::cuda and its kernels, on small shapes. Graphs cannot be recorded.
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
@@ -17,7 +17,8 @@ namespace {
 using namespace peft;
 
 struct Allocation {
-  explicit Allocation(std::size_t size) : memory(std::aligned_alloc(256, (size + 255) / 256 * 256)), registration(memory, size, "cudaMalloc") {
+  explicit Allocation(std::size_t size)
+      : memory(std::aligned_alloc(256, (size + 255) / 256 * 256)), registration(memory, size, "cudaMalloc") {
     std::memset(memory, 0xFF, size);
   }
   Allocation(const Allocation&) = delete;
@@ -113,7 +114,9 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
 cudaError_t cudaMalloc(void** pointer, std::size_t size) { return allocate(pointer, size); }
 cudaError_t cudaMallocHost(void** pointer, std::size_t size) { return allocate(pointer, size); }
 cudaError_t cudaMallocManaged(void** pointer, std::size_t size, unsigned) { return allocate(pointer, size); }
-cudaError_t cudaFree(void* pointer) { return pointer == nullptr || allocations().erase(pointer) == 1 ? cudaSuccess : cudaErrorInvalidValue; }
+cudaError_t cudaFree(void* pointer) {
+  return pointer == nullptr || allocations().erase(pointer) == 1 ? cudaSuccess : cudaErrorInvalidValue;
+}
 cudaError_t cudaFreeHost(void* pointer) { return cudaFree(pointer); }
 cudaError_t cudaMemsetAsync(void* pointer, int value, std::size_t size, cudaStream_t) {
   std::memset(pointer, value, size);
@@ -164,7 +167,9 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) 
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorName(cudaError_t code) { return code == cudaErrorLaunchFailure ? "cudaErrorLaunchFailure" : "an error"; }
+const char* cudaGetErrorName(cudaError_t code) {
+  return code == cudaErrorLaunchFailure ? "cudaErrorLaunchFailure" : "an error";
+}
 const char* cudaGetErrorString(cudaError_t) { return "of the emulator"; }
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
@@ -177,18 +182,19 @@ cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
 }
 const char* cublasLtGetStatusName(cublasStatus_t) { return "a status"; }
 const char* cublasLtGetStatusString(cublasStatus_t) { return "of the emulator"; }
-cublasStatus_t cublasLtMatmulDescInit_internal(cublasLtMatmulDesc_t description, std::size_t size, cublasComputeType_t, cudaDataType_t) {
+cublasStatus_t cublasLtMatmulDescInit_internal(cublasLtMatmulDesc_t description, std::size_t size, cublasComputeType_t,
+                                               cudaDataType_t) {
   std::memset(static_cast<void*>(description), 0, size);
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description, cublasLtMatmulDescAttributes_t which, const void* value,
-                                              std::size_t size) {
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t description, cublasLtMatmulDescAttributes_t which,
+                                              const void* value, std::size_t size) {
   if (static_cast<int>(which) >= 32 || size > 8) return CUBLAS_STATUS_NOT_SUPPORTED;
   std::memcpy(&word(description, which), value, size);
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatrixLayoutInit_internal(cublasLtMatrixLayout_t layout, std::size_t, cudaDataType type, std::uint64_t rows,
-                                                 std::uint64_t cols, std::int64_t ld) {
+cublasStatus_t cublasLtMatrixLayoutInit_internal(cublasLtMatrixLayout_t layout, std::size_t, cudaDataType type,
+                                                 std::uint64_t rows, std::uint64_t cols, std::int64_t ld) {
   if (ld < static_cast<std::int64_t>(rows)) return CUBLAS_STATUS_INVALID_VALUE;
   word(layout, 0) = static_cast<std::uint64_t>(type), word(layout, 1) = rows, word(layout, 2) = cols;
   word(layout, 3) = static_cast<std::uint64_t>(ld);
@@ -198,13 +204,14 @@ cublasStatus_t cublasLtMatmulPreferenceInit_internal(cublasLtMatmulPreference_t 
   std::memset(static_cast<void*>(preference), 0, size);
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t, const void*,
-                                                    std::size_t) {
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t,
+                                                    const void*, std::size_t) {
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t, int,
-                                              cublasLtMatmulHeuristicResult_t results[], int* count) {
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t,
+                                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+                                              cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t results[],
+                                              int* count) {
   results[0].workspaceSize = 0;
   *count = 1;
   return CUBLAS_STATUS_SUCCESS;
@@ -224,7 +231,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t description
   const bool has_bias = word(description, CUBLASLT_MATMUL_DESC_EPILOGUE) == CUBLASLT_EPILOGUE_BIAS;
   const auto* bias = reinterpret_cast<const void*>(word(description, CUBLASLT_MATMUL_DESC_BIAS_POINTER));
   const std::int64_t lda = size(a_layout, 3), ldb = size(b_layout, 3), ldd = size(d_layout, 3);
-  const double by = static_cast<double>(*static_cast<const float*>(alpha)), keep = static_cast<double>(*static_cast<const float*>(beta));
+  const double by = static_cast<double>(*static_cast<const float*>(alpha)),
+               keep = static_cast<double>(*static_cast<const float*>(beta));
   for (std::int64_t j = 0; j < n; ++j) {
     for (std::int64_t i = 0; i < m; ++i) {
       double sum = 0;
