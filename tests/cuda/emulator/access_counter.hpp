@@ -28,6 +28,13 @@ class LineTable {
   Where where(std::uint16_t id) const { return places_[id]; }
   LineCounts& counts(std::uint16_t id) { return counts_[id]; }
   std::size_t size() const { return places_.size(); }
+  /// Lines keep their numbers: only the counts are zero again.
+  void clear() {
+    for (LineCounts& counts : counts_) {
+      counts.instructions = counts.lanes = counts.bytes = 0;
+      counts.sectors = counts.sectors_needed = counts.transactions = counts.conflicts = 0;
+    }
+  }
 
  private:
   struct Slot {
@@ -84,7 +91,7 @@ class AccessCounter {
   void flush(LineTable& table) {
     for (const std::uint16_t line : touched_) {
       LineCounts& counts = table.counts(line);
-      const bool global = counts.access == Access::kGlobalLoad || counts.access == Access::kGlobalStore;
+      const bool global = is_global(counts.access);
       for (std::uint32_t i = 0; i < lines_[line].used; ++i) {
         const Instruction& instruction = lines_[line].instructions[i];
         const int lanes = __builtin_popcount(instruction.lanes);
@@ -144,7 +151,8 @@ class AccessCounter {
     counts.sectors_needed += static_cast<std::int64_t>((bytes + 31) / 32);
   }
 
-  // 4 bytes and fewer: all lanes in a pass; 8: half of them; 16: a quarter. A bank gives one word per pass, to all who ask for it.
+  // 4 bytes and fewer: all lanes in a pass; 8: half of them; 16: a quarter. A bank gives one word per pass, to all who
+  // ask for it.
   static void count_passes(const Instruction& instruction, LineCounts& counts) {
     const int lanes_per_pass = instruction.size <= 4 ? 32 : instruction.size == 8 ? 16 : 8;
     for (int first = 0; first < 32; first += lanes_per_pass) {

@@ -1,7 +1,7 @@
 #pragma once
 /// The device's arithmetic on the host, bit for bit where the PTX ISA defines the bits: conversions, pairs of 16-bit numbers,
-/// byte permutation. mma: the products and their sum exact in double, one rounding to float at the end; a tensor core's own order and
-/// truncation of that sum are not documented, and not modelled.
+/// byte permutation. mma: the products and their sum exact in double, one rounding to float at the end; a tensor core's own
+/// order and truncation of that sum are not documented, and not modelled.
 
 #include <bit>
 #include <cmath>
@@ -66,7 +66,8 @@ inline std::uint32_t fused2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   return static_cast<std::uint32_t>(low) | (static_cast<std::uint32_t>(high) << 16);
 }
 
-/// Products and sums of two f16 are exact in float, or rounded where 24 bits are more than twice 11 and two: rounding twice is rounding once.
+/// Products of two f16 are exact in float; sums are rounded there, but to 24 bits, twice 11 and two: to round twice is to
+/// round once.
 template <class Operation>
 inline std::uint32_t pairwise_f16(std::uint32_t a, std::uint32_t b, Operation&& operation) {
   const auto one = [&](std::uint32_t x, std::uint32_t y) {

@@ -59,7 +59,8 @@ class Registry {
     if (nearest != nullptr) {
       const bool before = address < nearest->begin;
       const bool within = distance == 0 && !before && address < nearest->begin + nearest->size;
-      text = within ? "reaches over the end" : std::to_string(distance) + (before ? " bytes before the start" : " bytes behind the end");
+      text = within ? "reaches over the end"
+                    : std::to_string(distance) + (before ? " bytes before the start" : " bytes behind the end");
       text += " of " + (nearest->name.empty() ? std::string("a buffer") : "'" + nearest->name + "'") + " of " +
               std::to_string(nearest->size) + " bytes";
     }

@@ -50,7 +50,8 @@ TEST_CASE("cp.async in a ring of stages", "[cuda]") {
   for (const bool random : {false, true}) {
     const peft_emulator::WithOptions with({.seed = 9, .random_schedule = random});
     Buffer<float> y(kSize);
-    REQUIRE(launch<ring_kernel>(Grid{}, kThreads, 3 * kThreads * 16, nullptr, CopyArgs{x.data(), y.data(), kValid}) == cudaSuccess);
+    const CopyArgs args{x.data(), y.data(), kValid};
+    REQUIRE(launch<ring_kernel>(Grid{}, kThreads, 3 * kThreads * 16, nullptr, args) == cudaSuccess);
     for (int i = 0; i < kSize; ++i) REQUIRE(y[i] == (i < kValid ? static_cast<float>(i) : 0.0f));
     CHECK(last_report().bank_conflicts == 0);
     CHECK(last_report().global_sectors == last_report().global_sectors_needed);

@@ -41,8 +41,8 @@ bool is_nan(std::uint32_t bits) {
   return std::isnan(number<T>(bits));
 }
 
-/// a + b of few bits each, exact as far as rounding to 11 bits and fewer can see: a summand that is far below the other breaks ties, no
-/// more, and stands in for by a larger one of its sign.
+/// a + b of few bits each, exact as far as rounding to 11 bits and fewer can see: a summand that is far below the other
+/// breaks ties, no more, and a larger one of its sign does the same.
 long double sum_for_rounding(long double a, long double b) {
   if (std::fabs(a) < std::fabs(b)) std::swap(a, b);
   if (b != 0 && std::fabs(b) < std::fabs(a) * 0x1p-36L) b = std::copysign(a * 0x1p-36L, b);
@@ -88,29 +88,31 @@ void check_pairs(F&& device, G&& exact) {
 
 TEST_CASE("Pairs of 16-bit numbers are rounded once, to nearest even", "[cuda]") {
   using LD = long double;
-  check_pairs<f16>([](auto a, auto b, auto) { return kernels::hmul2(a, b); }, [](LD x, LD y, LD) { return x * y; });
-  check_pairs<f16>([](auto a, auto b, auto) { return kernels::hadd2(a, b); }, [](LD x, LD y, LD) { return sum_for_rounding(x, y); });
-  check_pairs<f16>([](auto a, auto b, auto c) { return kernels::hfma2(a, b, c); }, [](LD x, LD y, LD z) { return sum_for_rounding(x * y, z); });
-  check_pairs<bf16>([](auto a, auto b, auto) { return kernels::bmul2(a, b); }, [](LD x, LD y, LD) { return x * y; });
-  check_pairs<bf16>([](auto a, auto b, auto) { return kernels::badd2(a, b); }, [](LD x, LD y, LD) { return sum_for_rounding(x, y); });
-  check_pairs<bf16>([](auto a, auto b, auto c) { return kernels::bfma2(a, b, c); }, [](LD x, LD y, LD z) { return sum_for_rounding(x * y, z); });
+  const auto product = [](LD x, LD y, LD) { return x * y; };
+  const auto sum = [](LD x, LD y, LD) { return sum_for_rounding(x, y); };
+  const auto product_and_sum = [](LD x, LD y, LD z) { return sum_for_rounding(x * y, z); };
+  check_pairs<f16>([](auto a, auto b, auto) { return kernels::hmul2(a, b); }, product);
+  check_pairs<f16>([](auto a, auto b, auto) { return kernels::hadd2(a, b); }, sum);
+  check_pairs<f16>([](auto a, auto b, auto c) { return kernels::hfma2(a, b, c); }, product_and_sum);
+  check_pairs<bf16>([](auto a, auto b, auto) { return kernels::bmul2(a, b); }, product);
+  check_pairs<bf16>([](auto a, auto b, auto) { return kernels::badd2(a, b); }, sum);
+  check_pairs<bf16>([](auto a, auto b, auto c) { return kernels::bfma2(a, b, c); }, product_and_sum);
 }
 
 TEST_CASE("A fused product and sum that two roundings get wrong", "[cuda]") {
-  // 1·(1 + 2^-10) + 2^-11 - tiny: rounding to float first would make it a tie.
   const std::uint32_t one_and = f16(1.0f + 0x1p-10f).bits;
   const std::uint32_t almost = f16(0x1p-11f).bits;
   const std::uint32_t one = f16(1.0f).bits;
-  // A tie: to even, upward here.
+  // (1 + 2^-10) + 2^-11: a tie, to even, which is above.
   CHECK((kernels::hfma2(one_and, one, almost) & 0xFFFFu) == f16(1.0f + 0x1p-9f).bits);
-  // (1 + 2^-10)(2^-11) = 2^-11 + 2^-21: 1 + that is above the tie, by less than a float holds together with 1 + 2^-11 … exactly.
+  // (1 + 2^-10)·2^-11 = 2^-11 + 2^-21: 1 and that is a little above the tie.
   CHECK((kernels::hfma2(one_and, almost, one) & 0xFFFFu) == f16(1.0f + 0x1p-10f).bits);
-  // 1 + 2^-11 - 2^-24·2^-24 is below the tie by far less than a double of it holds.
+  // 2048 - 2^-48: of a product of subnormals nothing is left.
   const std::uint32_t tiny = 0x0001;
   const std::uint32_t negative_tiny = 0x8001;
   const std::uint32_t large = f16(2048.0f).bits;
   CHECK((kernels::hfma2(tiny, negative_tiny, large) & 0xFFFFu) == large);
-  // bf16: 2^60 + 2^52 (a tie with 7 bits of mantissa) and a product of 2^-100 that decides it.
+  // bf16: 2^60 + 2^52 is a tie and goes to even; a little above it goes up; far below it nothing moves.
   const auto b = [](float x) { return static_cast<std::uint32_t>(bf16(x).bits); };
   CHECK((kernels::bfma2(b(0x1p26f), b(0x1p26f), b(0x1p60f)) & 0xFFFFu) == b(0x1p60f));
   CHECK((kernels::bfma2(b(0x1.02p26f), b(0x1p26f), b(0x1p60f)) & 0xFFFFu) == b(0x1.02p60f));

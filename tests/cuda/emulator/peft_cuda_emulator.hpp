@@ -1,36 +1,36 @@
 #pragma once
-/// Runs the CUDA kernels (include/peft/cuda/kernels) under an ordinary compiler, for tests without a GPU: defines the names of
-/// device.cuh for the host, with PEFT_CUDA_EMULATOR defined and this folder on the include path.
+/// Runs the CUDA kernels (include/peft/cuda/kernels) under an ordinary compiler, for tests without a GPU: defines the names
+/// of device.cuh for the host, with PEFT_CUDA_EMULATOR defined and this folder on the include path.
 ///
 ///   peft_emulator::Buffer<float> x(1000, "x"), y(1000, "y");
 ///   REQUIRE(launch<my_kernel<float>>(Grid{8}, 128, shared_bytes, nullptr, args) == cudaSuccess);
 ///   REQUIRE_CLEAN();  // no finding in any launch so far
 ///
-/// Blocks run one after the other; each thread of a block is a fiber that runs until it waits for others. Nothing runs at the same time, and
-/// nothing is left to chance: Options{seed, random_schedule} draw the order of blocks, warps and lanes from a seed.
+/// Blocks run one after the other; each thread of a block is a fiber that runs until it waits for others. Nothing runs at
+/// the same time and nothing is left to chance: Options{seed, random_schedule} draw the order of blocks, warps and lanes.
 ///
 /// Found, by kind and line of source (Report, Finding):
-///   race           bytes of shared or global memory that two threads touch, one of them writing, with neither a barrier nor a sync_warp
-///                  between; in global memory, blocks of one launch are never ordered. In whatever order the threads happened to run.
-///                  Shuffles, ballots, mma and ldmatrix order no memory.
+///   race           bytes of shared or global memory that two threads touch, one of them writing, with neither a barrier nor
+///                  a sync_warp between, in whatever order they happened to run. In global memory, blocks of one launch are
+///                  never ordered. Shuffles, ballots, mma and ldmatrix order no memory.
 ///   cp.async       bytes touched before the thread that copies them has waited. They hold 0xFF until then.
-///   mask           a lane that calls a warp's function although the mask leaves it out; one that the mask names and that never comes; a
-///                  shuffle that reads from a lane outside.
-///   divergence     a barrier or a warp's function that threads meet at different lines; a barrier that threads never reach. Stricter
-///                  than the hardware: a thread that has left the kernel counts as one that never comes.
+///   mask           a lane that calls a warp's function although the mask leaves it out; one that the mask names and that
+///                  never comes; a shuffle that reads from a lane outside.
+///   divergence     a barrier or a warp's function that threads meet at different lines; a barrier that some never reach.
+///                  Stricter than the hardware: a thread that has left the kernel counts as one that never comes.
 ///   bounds         outside the registered buffers, or the launch's shared memory. A load gives zeros, a store is dropped.
 ///   alignment      an address that is no multiple of the size moved.
 ///   uninitialised  shared memory to which this block has stored nothing.
-///   read-only      load_const and load_stream of what the same launch writes.
+///   read-only      load_const and load_stream of what the same launch has written.
 ///   launch         more threads or shared memory than the device has.
 ///
-/// Counted, by line and grouped by warp (LineCounts): bytes asked for, sectors of 32 bytes touched and needed, passes over the banks of
-/// shared memory and how many of them are conflicts (4, 8 and 16 bytes: all, half, a quarter of the lanes per pass).
+/// Counted, by line and grouped by warp (LineCounts): bytes asked for, sectors of 32 bytes touched and needed, passes over
+/// the banks of shared memory and how many of them are conflicts (4, 8 and 16 bytes: all, half, a quarter of the lanes each).
 ///
-/// Exact: fragments of mma and ldmatrix, prmt, lop3, conversions and arithmetic of f16 and bf16. Not modelled: the order in which a
-/// tensor core sums and what it truncates (here: exactly, then rounded); the last bits of exp, log, tanh and erf; caches and time;
-/// threads that overtake each other between two meetings (the search for races stands in for that); lanes that pass a line at
-/// different turns of a loop count as one instruction there.
+/// Exact: fragments of mma and ldmatrix, prmt, lop3, conversions and arithmetic of f16 and bf16. Not modelled: the order in
+/// which a tensor core sums and what it truncates (here: exactly, then rounded); the last bits of exp, log, tanh and erf;
+/// caches and time; threads that overtake each other between two meetings (the search for races stands in for that); lanes
+/// that pass a line at different turns of a loop count as one instruction there; global memory that nothing was stored to.
 
 #include <cmath>
 #include <cstddef>
@@ -41,6 +41,7 @@
 #include "arithmetic.hpp"
 #include "buffer.hpp"
 #include "machine.hpp"
+#include "options.hpp"
 #include "peft/config.hpp"
 #include "peft/core/scalar.hpp"
 #include "peft/cuda/kernels/device_types.cuh"
@@ -100,7 +101,7 @@ struct Exchange {
   std::uint32_t result;
 };
 
-inline void exchange(Machine&, Machine::Warp& warp, int, std::uint32_t mask) {
+inline void exchange(Machine&, const Machine::Warp& warp, int, std::uint32_t mask) {
   for (std::uint32_t lanes = mask; lanes != 0; lanes &= lanes - 1) {
     auto* mine = static_cast<Exchange*>(warp.payload[static_cast<std::size_t>(__builtin_ctz(lanes))]);
     mine->result = (mask >> mine->source & 1u) != 0
@@ -108,7 +109,7 @@ inline void exchange(Machine&, Machine::Warp& warp, int, std::uint32_t mask) {
                        : 0xFFFFFFFFu;
   }
 }
-inline void vote(Machine&, Machine::Warp& warp, int, std::uint32_t mask) {
+inline void vote(Machine&, const Machine::Warp& warp, int, std::uint32_t mask) {
   std::uint32_t result = 0;
   for (std::uint32_t lanes = mask; lanes != 0; lanes &= lanes - 1) {
     const int lane = __builtin_ctz(lanes);
@@ -120,7 +121,7 @@ inline void vote(Machine&, Machine::Warp& warp, int, std::uint32_t mask) {
 }
 
 inline std::uint32_t shuffled(const char* operation, std::uint32_t mask, std::uint32_t value, int source, Where where) {
-  if ((mask >> source & 1u) == 0) the_machine.stranger(operation, mask, source, where);
+  if ((mask >> source & 1u) == 0) the_machine.read_stranger(operation, mask, source, where);
   Exchange mine{value, source, value};
   the_machine.meet(operation, &exchange, mask, &mine, where);
   return mine.result;
@@ -132,7 +133,7 @@ struct MmaOperands {
   const std::uint32_t* b;
 };
 template <class T, int kDepth>
-inline void multiply(Machine&, Machine::Warp& warp, int, std::uint32_t) {
+inline void multiply(Machine&, const Machine::Warp& warp, int, std::uint32_t) {
   Mma<T, kDepth> mma;
   for (std::size_t lane = 0; lane < 32; ++lane) {
     const auto* operands = static_cast<const MmaOperands*>(warp.payload[lane]);
@@ -149,13 +150,13 @@ struct MatrixOperands {
   Where where;
 };
 template <int kCount, bool kTransposed>
-inline void load_matrices(Machine& machine, Machine::Warp& warp, int w, std::uint32_t) {
+inline void load_matrices(Machine& machine, const Machine::Warp& warp, int w, std::uint32_t) {
   for (int i = 0; i < kCount; ++i) {
     std::uint16_t matrix[8][8];
     for (int row = 0; row < 8; ++row) {
       const int lane = 8 * i + row;
       const auto* operands = static_cast<const MatrixOperands*>(warp.payload[static_cast<std::size_t>(lane)]);
-      machine.shared_load(machine.thread(32 * w + lane), operands->row, 16, matrix[row], operands->where);
+      machine.memory.shared_load(machine.asker(32 * w + lane), operands->row, 16, matrix[row], operands->where);
     }
     for (int lane = 0; lane < 32; ++lane) {
       const int g = lane / 4;
@@ -219,28 +220,28 @@ inline std::uint32_t ballot(std::uint32_t mask, bool predicate, Where where = Wh
 template <class T>
 inline T load(const T* p, Where where = Where::here()) {
   T v;
-  the_machine.global_load(p, sizeof(T), &v, where, false);
+  the_machine.memory.global_load(the_machine.asker(), p, sizeof(T), &v, where, false);
   return v;
 }
 template <class T>
 inline T load_const(const T* p, Where where = Where::here()) {
   T v;
-  the_machine.global_load(p, sizeof(T), &v, where, true);
+  the_machine.memory.global_load(the_machine.asker(), p, sizeof(T), &v, where, true);
   return v;
 }
 template <class T>
 inline T load_stream(const T* p, Where where = Where::here()) {
   T v;
-  the_machine.global_load(p, sizeof(T), &v, where, true);
+  the_machine.memory.global_load(the_machine.asker(), p, sizeof(T), &v, where, true);
   return v;
 }
 template <class T>
 inline void store(T* p, T v, Where where = Where::here()) {
-  the_machine.global_store(p, sizeof(T), &v, where);
+  the_machine.memory.global_store(the_machine.asker(), p, sizeof(T), &v, where);
 }
 template <class T>
 inline void store_stream(T* p, T v, Where where = Where::here()) {
-  the_machine.global_store(p, sizeof(T), &v, where);
+  the_machine.memory.global_store(the_machine.asker(), p, sizeof(T), &v, where);
 }
 
 // -- shared memory -----------------------------------------------------------------------------------------------
@@ -250,21 +251,21 @@ struct Shared {
 
   T load(int i, Where where = Where::here()) const {
     T v;
-    the_machine.shared_load(the_machine.current(), at(i), sizeof(T), &v, where);
+    the_machine.memory.shared_load(the_machine.asker(), at(i), sizeof(T), &v, where);
     return v;
   }
   void store(int i, T v, Where where = Where::here()) const {
-    the_machine.shared_store(the_machine.current(), at(i), sizeof(T), &v, where);
+    the_machine.memory.shared_store(the_machine.asker(), at(i), sizeof(T), &v, where);
   }
   template <int N>
   Vec<T, N> load_vec(int i, Where where = Where::here()) const {
     Vec<T, N> v;
-    the_machine.shared_load(the_machine.current(), at(i), sizeof(v), &v, where);
+    the_machine.memory.shared_load(the_machine.asker(), at(i), sizeof(v), &v, where);
     return v;
   }
   template <int N>
   void store_vec(int i, Vec<T, N> v, Where where = Where::here()) const {
-    the_machine.shared_store(the_machine.current(), at(i), sizeof(v), &v, where);
+    the_machine.memory.shared_store(the_machine.asker(), at(i), sizeof(v), &v, where);
   }
   Shared operator+(int n) const { return {at(n)}; }
   template <class U>
@@ -286,12 +287,12 @@ inline SharedMemory shared_memory() { return {}; }
 // -- cp.async ----------------------------------------------------------------------------------------------------
 template <class T>
 inline void cp_async_16(Shared<T> dst, const void* src, bool valid, Where where = Where::here()) {
-  the_machine.async_copy(dst.offset, src, valid, where);
+  the_machine.memory.copy(the_machine.asker(), dst.offset, src, valid, where);
 }
-inline void cp_async_commit() { the_machine.async_commit(); }
+inline void cp_async_commit() { the_machine.memory.close_group(the_machine.asker()); }
 template <int kPending>
 inline void cp_async_wait() {
-  the_machine.async_wait(kPending);
+  the_machine.memory.wait(the_machine.asker(), kPending);
 }
 
 // -- matrices ----------------------------------------------------------------------------------------------------
@@ -411,7 +412,8 @@ inline cudaError_t launch(Grid grid, int threads, int shared_bytes, cudaStream_t
   static_assert(std::is_trivially_copyable_v<Args> && sizeof(Args) <= 4096);
   if (grid.x < 1 || grid.y < 1 || grid.z < 1 || threads < 1 || shared_bytes < 0) return cudaErrorInvalidValue;
   const auto body = [](const void* p) { kKernel(*static_cast<const Args*>(p)); };
-  return the_machine.run({grid.x, grid.y, grid.z}, threads, shared_bytes, body, &args, where) ? cudaSuccess : cudaErrorLaunchFailure;
+  const bool clean = the_machine.run({grid.x, grid.y, grid.z}, threads, shared_bytes, body, &args, where);
+  return clean ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
 }  // namespace kernels

@@ -31,8 +31,8 @@ struct Args {
 constexpr int kThreads = 64;
 constexpr int kSharedBytes = 4 * kThreads * 4;
 
-/// Runs the right kernel, which is clean, and the one with the mistake, which gives this kind of finding at the planted line; in
-/// all schedules.
+/// Runs the right kernel, which is clean, and the one with the mistake, which gives this kind of finding at the planted line;
+/// in all schedules.
 template <auto kRight, auto kWrong>
 void check_planted(Kind kind, int threads = kThreads, int shared_bytes = kSharedBytes) {
   for (std::uint64_t seed = 0; seed < 4; ++seed) {
@@ -41,7 +41,7 @@ void check_planted(Kind kind, int threads = kThreads, int shared_bytes = kShared
     Buffer<float> y(4 * kThreads, "y");
     const Args args{x.data(), y.data(), 4 * kThreads};
     INFO("seed " << seed);
-    CHECK(launch<kRight>(Grid{2}, threads, shared_bytes, nullptr, Args{x.data(), y.data(), 4 * kThreads}) == cudaSuccess);
+    CHECK(launch<kRight>(Grid{2}, threads, shared_bytes, nullptr, args) == cudaSuccess);
     REQUIRE_CLEAN();
     CHECK(launch<kWrong>(Grid{2}, threads, shared_bytes, nullptr, args) == cudaErrorLaunchFailure);
     INFO("line " << planted_line << '\n' << last_report().text());
@@ -275,7 +275,7 @@ TEST_CASE("Planted: a barrier and a shuffle that wait for each other", "[cuda]")
   check_planted<barrier_and_shuffle_kernel<false>, barrier_and_shuffle_kernel<true>>(Kind::kDivergence);
 }
 
-/// Tiles of 24 columns over a matrix of 4 rows and 60: the last one is narrower.
+/// Tiles of 40 columns over a matrix of 4 rows and 64: the last one is narrower.
 template <bool kBug>
 PEFT_KERNEL void global_tile_kernel(Args args) {
   const int columns = args.n / 4;

@@ -62,6 +62,7 @@ struct Finding {
 };
 
 enum class Access : std::uint8_t { kGlobalLoad, kGlobalStore, kSharedLoad, kSharedStore };
+constexpr bool is_global(Access access) { return access == Access::kGlobalLoad || access == Access::kGlobalStore; }
 
 /// What the warps asked for at one line of source.
 struct LineCounts {
@@ -112,7 +113,8 @@ struct Report {
   std::string text() const {
     std::string all;
     for (const Finding& finding : findings) {
-      all += finding.file + ":" + std::to_string(finding.line) + ": " + std::string(name_of(finding.kind)) + ": " + finding.text;
+      all += finding.file + ":" + std::to_string(finding.line) + ": ";
+      all += std::string(name_of(finding.kind)) + ": " + finding.text;
       if (finding.times > 1) all += " (" + std::to_string(finding.times) + " times)";
       all += '\n';
     }
@@ -124,11 +126,13 @@ struct Report {
     static constexpr const char* kNames[] = {"global load", "global store", "shared load", "shared store"};
     std::string all;
     for (const LineCounts& counts : lines) {
-      const bool global = counts.access == Access::kGlobalLoad || counts.access == Access::kGlobalStore;
       all += counts.file + ":" + std::to_string(counts.line) + ": " + kNames[static_cast<int>(counts.access)] + ": " +
              std::to_string(counts.instructions) + " warp instructions, " + std::to_string(counts.bytes) + " bytes, ";
-      all += global ? std::to_string(counts.sectors) + " sectors (" + std::to_string(counts.sectors_needed) + " needed)\n"
-                    : std::to_string(counts.transactions) + " passes (" + std::to_string(counts.conflicts) + " conflicts)\n";
+      if (is_global(counts.access)) {
+        all += std::to_string(counts.sectors) + " sectors (" + std::to_string(counts.sectors_needed) + " needed)\n";
+      } else {
+        all += std::to_string(counts.transactions) + " passes (" + std::to_string(counts.conflicts) + " conflicts)\n";
+      }
     }
     return all;
   }

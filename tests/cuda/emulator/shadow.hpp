@@ -24,7 +24,7 @@ struct Moment {
   std::uint32_t warp_epoch = 0;
   std::uint16_t thread = 0;
   std::uint16_t clock = 0;
-  /// [32]: of each lane of the warp, the clock up to which this thread knows its accesses. Null: nothing since the last full one.
+  /// [32]: of each lane of the warp, the clock up to which this thread knows its accesses. Null: of all up to warp_epoch.
   const std::uint16_t* known = nullptr;
 };
 
