@@ -2,8 +2,8 @@
 /// The vocabulary of the kernels: everything that is not plain arithmetic on a thread's own registers, one line per
 /// instruction. Tests compile the same kernels with g++ (PEFT_CUDA_EMULATOR): then the emulator's header defines these names.
 ///
-/// Threads: blocks are one-dimensional, warps have 32 lanes. Shared memory is dynamic only. Addresses are aligned to the size of
-/// what is moved. Fragments of matrices are laid out as the PTX ISA says. Architectures from sm_75; what sm_75 lacks says so here.
+/// Threads: blocks are one-dimensional, warps have 32 lanes. Shared memory is dynamic only. Addresses are aligned to the size
+/// of what is moved. Fragments of matrices are laid out as the PTX ISA says. Architectures from sm_75; what it lacks says so.
 
 #include "peft/cuda/kernels/device_types.cuh"
 
@@ -73,7 +73,8 @@ template <>
 struct Word<16> {
   using type = uint4;
 };
-/// What moves a T in one instruction. Into a variable of its own: a cast of what a pointer refers to would be moved in the parts that T has.
+/// What moves a T in one instruction. Into a variable of its own: what is cast where a pointer refers to it moves in the
+/// parts that T has.
 template <class T>
 using WordOf = typename Word<static_cast<int>(sizeof(T))>::type;
 template <class T>
@@ -114,7 +115,9 @@ PEFT_DEVICE T load_stream(const T* p) {
       return bit_cast<T>(r);
     } else if constexpr (sizeof(T) == 8) {
       uint2 r;
-      asm("ld.global.nc.L1::no_allocate.L2::cache_hint.v2.u32 {%0, %1}, [%2], %3;" : "=r"(r.x), "=r"(r.y) : "l"(p), "l"(policy));
+      asm("ld.global.nc.L1::no_allocate.L2::cache_hint.v2.u32 {%0, %1}, [%2], %3;"
+          : "=r"(r.x), "=r"(r.y)
+          : "l"(p), "l"(policy));
       return bit_cast<T>(r);
     } else {
       unsigned r;
@@ -207,8 +210,8 @@ PEFT_DEVICE void cp_async_wait() {
 }
 
 // -- matrices ----------------------------------------------------------------------------------------------------
-/// Four 8x8 matrices of 16 bits: lanes 8i … 8i+7 give the rows' addresses of matrix i, each 16-byte aligned; r[i] of lane l is
-/// row l/4, columns 2(l%4) and the next. _trans: transposed. x2: lanes 0 … 15.
+/// Four 8x8 matrices of 16 bits: lanes 8i … 8i+7 give the rows' addresses of matrix i, each 16-byte aligned; r[i] of lane l
+/// is row l/4, columns 2(l%4) and the next. _trans: transposed. x2: lanes 0 … 15.
 PEFT_DEVICE void ldmatrix_x4(std::uint32_t (&r)[4], Shared<std::uint16_t> row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -226,8 +229,8 @@ PEFT_DEVICE void ldmatrix_x2_trans(std::uint32_t (&r)[2], Shared<std::uint16_t> 
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(row.address()));
 }
 
-/// d [16,8] += a [16,8] · b [8,8] of f16. With g = lane/4, t = lane%4: a[i] is row g+8i, columns 2t and the next; b rows 2t and
-/// the next, column g; d[0] and d[1] row g, columns 2t and the next, d[2] and d[3] row g+8.
+/// d [16,8] += a [16,8] · b [8,8] of f16. With g = lane/4, t = lane%4: a[i] is row g+8i, columns 2t and the next; b rows 2t
+/// and the next, column g; d[0] and d[1] row g, columns 2t and the next, d[2] and d[3] row g+8.
 PEFT_DEVICE void mma_1688_f16(float (&d)[4], const std::uint32_t (&a)[2], std::uint32_t b) {
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -412,8 +415,9 @@ inline cudaError_t launch(Grid grid, int threads, int shared_bytes, cudaStream_t
   }
   Args copy = args;
   void* parameters[] = {&copy};
-  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)),
-                          dim3(static_cast<unsigned>(threads)), parameters, static_cast<std::size_t>(shared_bytes), stream);
+  const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
+  return cudaLaunchKernel(kernel, blocks, dim3(static_cast<unsigned>(threads)), parameters,
+                          static_cast<std::size_t>(shared_bytes), stream);
 }
 
 }  // namespace kernels
