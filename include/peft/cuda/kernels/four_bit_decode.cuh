@@ -167,16 +167,15 @@ class FourBitRowScales {
  public:
   /// `row`: a multiple of 4.
   PEFT_DEVICE FourBitRowScales(const FourBitPacked& w, int row)
-      : nested_absmax_(w.nested_absmax),
+      : absmax_(w.absmax),
+        nested_codes_(w.nested_codes),
+        nested_absmax_(w.nested_absmax),
         offset_(w.nested_offset),
+        place_(static_cast<int>(four_bit_scale_place(row, 0, w.in, w.block_size))),
         shift_(detail::log2_of(w.block_size)),
         blocks_(static_cast<int>(w.in >> shift_)),
         first_(row * blocks_),
-        inside_(static_cast<int>(w.out) - row) {
-    const Index place = four_bit_scale_place(row, 0, w.in, w.block_size);
-    absmax_ = w.absmax + (kNested ? Index{0} : place);
-    nested_codes_ = w.nested_codes + (kNested ? place : Index{0});
-  }
+        inside_(static_cast<int>(w.out) - row) {}
 
   /// Blocks of 32: the only ones that end within a brick.
   PEFT_DEVICE bool has_small_blocks() const { return shift_ < 6; }
@@ -185,9 +184,9 @@ class FourBitRowScales {
   PEFT_DEVICE void fetch(int column) {
     const int block = column >> shift_;
     if constexpr (!kNested) {
-      most_ = load_const(reinterpret_cast<const Vec<float, 4>*>(absmax_ + static_cast<Index>(block) * kBrickRows));
+      most_ = load_const(reinterpret_cast<const Vec<float, 4>*>(absmax_ + (place_ + block * kBrickRows)));
     } else {
-      codes_ = load_const(reinterpret_cast<const std::uint32_t*>(nested_codes_ + static_cast<Index>(block) * kBrickRows));
+      codes_ = load_const(reinterpret_cast<const std::uint32_t*>(nested_codes_ + (place_ + block * kBrickRows)));
       if (block >= change_) find(min(block, blocks_ - 1));
     }
   }
@@ -220,6 +219,7 @@ class FourBitRowScales {
   const std::uint8_t* nested_codes_;
   const float* nested_absmax_;
   float offset_;
+  int place_;  ///< of the first row's first maximum: 32 bits, for registers
   int shift_, blocks_;
   int first_;        ///< flat number of the first row's first block
   int inside_;       ///< rows of the four that exist, or more

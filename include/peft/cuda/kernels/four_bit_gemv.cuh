@@ -196,74 +196,78 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
   }
 }
 
-/// Grid: rows of bricks, groups of kRows rows of x, parts. 512 threads; registers 64 (kRows = 1), 128 (4); shared memory 33 KiB.
+/// Grid: rows of bricks times groups of kRows rows of x (neighbours read the same weights, all but the first from L2), 1, parts.
+/// 512 threads; registers 64: two blocks a multiprocessor, half of its threads or more; shared memory 33 KiB.
 template <class T, int kRows, bool kNested>
-PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kRows == 1 ? 2 : 1) void four_bit_fma_kernel(FourBitGemvArgs<T> args) {
-  static_assert(kRows <= 4);
+PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, 2) void four_bit_fma_kernel(FourBitGemvArgs<T> args) {
+  static_assert(kRows <= 2);
   const SharedMemory memory = shared_memory();
   const int warp = warp_index();
   const int lane = lane_index();
   const int t = lane % 4;
-  const int row0 = block_x() * kBrickRows;
+  const int groups = ceil_div(args.m, kRows);
+  const int x0 = block_x() % groups * kRows;
+  const int row0 = block_x() / groups * kBrickRows;
   const int in = static_cast<int>(args.w.in);
-  const int x0 = block_y() * kRows;
   const int bricks = static_cast<int>(four_bit_brick_columns(args.w.in));
   const int first = block_z() * args.bricks_per_part;
   const int end = min(first + args.bricks_per_part, bricks);
   int brick = first + warp;
-  const FourBitChunk* codes = reinterpret_cast<const FourBitChunk*>(args.w.codes) +
-                              (static_cast<Index>(block_x()) * bricks + brick) * detail::kBrickChunks + lane;
+  const FourBitChunk* codes = reinterpret_cast<const FourBitChunk*>(args.w.codes);
+  const int first_chunk = block_x() / groups * bricks * detail::kBrickChunks + lane;
   FourBitRowScales<kNested> scales(args.w, row0 + lane / 4 * 4);
   if (brick < end) scales.fetch(brick * kBrickColumns);
   FourBitChunk chunks[2] = {};
   PEFT_UNROLL
   for (int h = 0; h < 2; ++h) {
-    if (brick < end) chunks[h] = load_stream(codes + h * detail::kHalfBrick);
+    if (brick < end) chunks[h] = load_stream(codes + (first_chunk + brick * detail::kBrickChunks + h * detail::kHalfBrick));
   }
   const PairTable<float> table = fill_pair_table<float, kGemvThreads>(memory, 0, args.w.value);
   const Shared<float> map = fill_nested_map<kGemvThreads>(memory, kPairTableBytes, args.w);
   sync_threads();
 
   float sums[kRows][4] = {};
+  constexpr int kRun = 4;  // elements of x at a time
+  const Vec<T, kRun>* x = reinterpret_cast<const Vec<T, kRun>*>(args.x);
+  const int x_stride = static_cast<int>(args.ldx / kRun);
+  const int x_first = x0 * x_stride + 8 * t / kRun;
   while (brick < end) {
     const int k0 = brick * kBrickColumns;
     brick += kGemvWarps;
-    codes += kGemvWarps * detail::kBrickChunks;
     Vec<float, 4> scale;
     PEFT_UNROLL
     for (int h = 0; h < 2; ++h) {
-      const int k = k0 + 32 * h + 8 * t;
-      if (h == 0 || scales.has_small_blocks()) scale = detail::next_scales(scales, map, h, k0, end);
-      float x[kRows][8];
+      const bool is_inside = h == 0 || k0 + 32 < in;
+      float part[kRows][4] = {};
       PEFT_UNROLL
-      for (int row = 0; row < kRows; ++row) {
-        const T* from = args.x + (x0 + row) * args.ldx + k;
-        const bool is_inside = x0 + row < args.m && k < in;
-        constexpr int kRun = static_cast<int>(16 / sizeof(T));
+      for (int run = 0; run < 8 / kRun; ++run) {
+        Vec<T, kRun> x_run[kRows];
         PEFT_UNROLL
-        for (int e = 0; e < 8; e += kRun) {
-          Vec<T, kRun> run{};
-          if (is_inside) run = load_const(reinterpret_cast<const Vec<T, kRun>*>(from + e));
-          PEFT_UNROLL
-          for (int i = 0; i < kRun; ++i) x[row][e + i] = to_float(run[i]);
+        for (int row = 0; row < kRows; ++row) {
+          x_run[row] = {};
+          if (is_inside && x0 + row < args.m) x_run[row] = load_const(x + (x_first + row * x_stride + (k0 + 32 * h) / kRun + run));
         }
-      }
-      const FourBitChunk now = chunks[h];
-      if (brick < end) chunks[h] = load_stream(codes + h * detail::kHalfBrick);
-      PEFT_UNROLL
-      for (int out = 0; out < 4; ++out) {
-        float part[kRows] = {};
         PEFT_UNROLL
-        for (int byte = 0; byte < 4; ++byte) {
-          const Vec<float, 2> pair = table(now.v[out], byte);
+        for (int out = 0; out < 4; ++out) {
           PEFT_UNROLL
-          for (int row = 0; row < kRows; ++row) {
-            part[row] = fma(pair.v[0], x[row][2 * byte], part[row]);
-            part[row] = fma(pair.v[1], x[row][2 * byte + 1], part[row]);
+          for (int half = 0; half < kRun / 2; ++half) {
+            const Vec<float, 2> pair = table(chunks[h].v[out], kRun / 2 * run + half);
+            PEFT_UNROLL
+            for (int e = 0; e < 2; ++e) {
+              PEFT_UNROLL
+              for (int row = 0; row < kRows; ++row) {
+                part[row][out] = fma(pair.v[e], to_float(x_run[row].v[2 * half + e]), part[row][out]);
+              }
+            }
           }
         }
+      }
+      if (brick < end) chunks[h] = load_stream(codes + (first_chunk + brick * detail::kBrickChunks + h * detail::kHalfBrick));
+      if (h == 0 || scales.has_small_blocks()) scale = detail::next_scales(scales, map, h, k0, end);
+      PEFT_UNROLL
+      for (int row = 0; row < kRows; ++row) {
         PEFT_UNROLL
-        for (int row = 0; row < kRows; ++row) sums[row][out] = fma(scale.v[out], part[row], sums[row][out]);
+        for (int out = 0; out < 4; ++out) sums[row][out] = fma(scale.v[out], part[row][out], sums[row][out]);
       }
     }
   }

@@ -121,7 +121,7 @@ inline constexpr int kFourBitReduceThreads = 256;
 
 /// y = Σ parts + bias, parts upwards. A thread an element; registers 32, no shared memory.
 template <class T>
-PEFT_KERNEL PEFT_KERNEL_BOUNDS(kFourBitReduceThreads, 8) void four_bit_reduce_kernel(detail::FourBitReduceArgs<T> args) {
+PEFT_KERNEL PEFT_KERNEL_BOUNDS(kFourBitReduceThreads, 4) void four_bit_reduce_kernel(detail::FourBitReduceArgs<T> args) {
   const Index element = static_cast<Index>(block_x()) * kFourBitReduceThreads + thread_index();
   if (element >= args.elements) return;
   float sum = 0.0f;
@@ -164,6 +164,7 @@ inline FourBitCut forward_cut(const FourBitPacked& w, Index m, int sm, bool x_al
     case FourBitRoute::kThin:
     case FourBitRoute::kFma:
       cut.blocks_x = ceil_div(w.out, Index{kBrickRows});
+      if (cut.route == FourBitRoute::kFma) cut.blocks_x *= ceil_div(m, Index{2});
       least = kGemvWarps;
       break;
     case FourBitRoute::kGemm: {
@@ -289,7 +290,7 @@ inline cudaError_t four_bit_forward(const FourBitForwardArgs<T>& args, cudaStrea
     gemv.low_rank_aligned = is_low_rank_aligned(8);
     if (cut.route == FourBitRoute::kFma) {
       if constexpr (!std::is_same_v<T, f16>) {
-        error = args.m == 1 ? detail::launch_fma<T, 1>(gemv, grid, stream) : detail::launch_fma<T, 4>(gemv, grid, stream);
+        error = args.m == 1 ? detail::launch_fma<T, 1>(gemv, grid, stream) : detail::launch_fma<T, 2>(gemv, grid, stream);
       }
     } else if constexpr (!std::is_same_v<T, float>) {
       error = args.m <= 8 ? detail::launch_thin<T, 1>(gemv, grid, stream) : detail::launch_thin<T, 2>(gemv, grid, stream);
