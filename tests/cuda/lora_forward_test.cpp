@@ -103,6 +103,28 @@ TEST_CASE("CUDA: the fused LoRA forward has the same bits in any order of thread
   for (const std::uint64_t seed : {1, 2, 3}) REQUIRE(run(seed) == first);
 }
 
+TEST_CASE("CUDA: the fused LoRA forward moves each operand once a block, in whole sectors", "[cuda]") {
+  const auto bytes_of = [](Index m, Index out, Index in, Index r) {
+    const Matrix<f16> x(m, in, 0, 1, "x");
+    const Matrix<f16> w(out, in, 0, 2, "w");
+    const Matrix<f16> s(m, r, 0, 3, "s");
+    const Matrix<f16> b(out, r, 0, 4, "b");
+    Matrix<f16> y(m, out, 0, "y");
+    device::lora_forward<f16>({x.data(), in, w.data(), in, nullptr, s.data(), r, b.data(), r, 2.0f, y.data(), out, m, out, in, r, 80},
+                              nullptr);
+    const peft_emulator::Report report = peft_emulator::take_report();
+    REQUIRE(report.global_sectors == report.global_sectors_needed);
+    return report.global_bytes_requested;
+  };
+  peft_emulator::take_report();
+  // One thin block: W, x, S, B and y once.
+  REQUIRE(bytes_of(16, 64, 256, 16) == 2 * (64 * 256 + 16 * 256 + 16 * 16 + 64 * 16 + 16 * 64));
+  // Three beside one another: W and B once, x and S three times.
+  REQUIRE(bytes_of(16, 192, 256, 16) == 2 * (192 * 256 + 3 * 16 * 256 + 3 * 16 * 16 + 192 * 16 + 16 * 192));
+  // Middle tiles, 2 x 2: everything twice but y.
+  REQUIRE(bytes_of(128, 128, 128, 16) == 2 * (2 * 2 * 128 * 128 + 2 * 2 * 128 * 16 + 128 * 128));
+}
+
 TEST_CASE("CUDA: the fused LoRA forward refuses negative and huge sizes, and does nothing without rows", "[cuda]") {
   device::LoraForwardArgs<float> args{};
   args.sm = 80;

@@ -36,7 +36,7 @@ struct AdapterBatchArgs {
   Index most_rank;
   T* s;  ///< [row_count, most_rank]; columns past an adapter's rank become 0
   Index lds;
-  float* workspace = nullptr;  ///< adapter_batch_workspace bytes for shrink; null: k is not cut, which is slower
+  float* workspace = nullptr;  ///< adapter_batch_workspace bytes for shrink, 16-byte aligned; null: k is not cut, which is slower
   int sm = 0;                  ///< compute capability; 0: the current device's
 };
 template <class T>
@@ -104,12 +104,12 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void adapter_s
     const int last_row = first_row + count;
     if (task.parts != nullptr) {
       float* sums = task.parts + static_cast<Index>(part) * task.row_count * task.most_rank;
-      tile.for_each_run([&](int row, int column, const auto& run) {
+      tile.for_each_run4([&](int row, int column, const auto& run) {
         store_run(sums, static_cast<Index>(task.most_rank), last_row, task.most_rank, task.most_rank % 4 == 0,
                   warp_row + row, warp_column + column, run);
       });
     } else {
-      tile.for_each_run([&](int row, int column, const auto& run) {
+      tile.for_each_run4([&](int row, int column, const auto& run) {
         store_run(task.s, task.lds, last_row, task.most_rank, task.store_aligned, warp_row + row, warp_column + column, run);
       });
     }
@@ -143,8 +143,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void adapter_e
 
     const int warp_row = row0 + Plan::warp_row();
     const int warp_column = column0 + Plan::warp_column();
-    constexpr int kRun = Plan::Tile::kRun;
-    tile.for_each_run([&](int row, int column, auto run) {
+    constexpr int kRun = 4;
+    tile.for_each_run4([&](int row, int column, auto run) {
       const int i = warp_row + row;
       const int at = warp_column + column;
       if (i >= count || at >= task.width) return;

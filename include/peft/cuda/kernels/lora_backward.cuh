@@ -27,7 +27,7 @@ struct LoraBackwardArgs {
   float* db;  ///< [out, r], added to
   Index lddb;
   Index m, out, r;
-  float* workspace;  ///< lora_backward_workspace bytes
+  float* workspace;  ///< lora_backward_workspace bytes, 16-byte aligned
   int sm = 0;        ///< compute capability; 0: the current device's
 };
 
@@ -137,7 +137,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(128, 1) void lora_backward_kernel(LoraBackwardTas
       const int row0 = (first + t) * Plan::kRows + warp * 16;
       if (task.ds_parts != nullptr) {
         float* sums = task.ds_parts + static_cast<Index>(block_x()) * task.m * task.r;
-        ds.for_each_run([&](int row, int column, const auto& run) {
+        ds.for_each_run4([&](int row, int column, const auto& run) {
           store_run(sums, static_cast<Index>(task.r), task.m, task.r, task.r % 4 == 0, row0 + row, rank0 + column, run);
         });
       } else {
@@ -153,7 +153,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(128, 1) void lora_backward_kernel(LoraBackwardTas
     const int out0 = column0 + warp * Plan::kWarpColumns;
     if (task.db_parts != nullptr) {
       float* sums = task.db_parts + static_cast<Index>(block_y()) * task.out * task.r;
-      db.for_each_run([&](int row, int column, const auto& run) {
+      db.for_each_run4([&](int row, int column, const auto& run) {
         store_run(sums, static_cast<Index>(task.r), task.out, task.r, task.r % 4 == 0, out0 + row, rank0 + column, run);
       });
     } else {

@@ -21,7 +21,7 @@ struct LoraFactorGradArgs {
   float* da;  ///< [r, in], added to
   Index ldda;
   Index m, in, r;
-  float* workspace = nullptr;  ///< lora_factor_grad_workspace bytes; null: m is not cut, which is slower
+  float* workspace = nullptr;  ///< lora_factor_grad_workspace bytes, 16-byte aligned; null: m is not cut, which is slower
   int sm = 0;                  ///< compute capability; 0: the current device's
 };
 

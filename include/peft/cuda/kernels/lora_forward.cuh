@@ -57,11 +57,11 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_forw
     });
     const int warp_row = row0 + Plan::warp_row();
     const int warp_column = column0 + Plan::warp_column();
-    tile.for_each_run([&](int row, int column, auto run) {
+    tile.for_each_run4([&](int row, int column, auto run) {
       const int at = warp_column + column;
       if (task.bias != nullptr) {
         PEFT_UNROLL
-        for (int i = 0; i < Plan::Tile::kRun; ++i) {
+        for (int i = 0; i < 4; ++i) {
           if (at + i < task.out) run[i] += to_float(load_const(task.bias + at + i));
         }
       }

@@ -58,7 +58,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kBlockM == 128 ? 1 : Shap
         return mask_word(task.mask, task.m, task.in, warp_row + row, warp_column);
       });
     });
-    tile.for_each_run([&](int row, int column, const auto& run) {
+    tile.for_each_run4([&](int row, int column, const auto& run) {
       store_run(task.dx, task.lddx, task.m, task.in, task.store_aligned, warp_row + row, warp_column + column, run);
     });
   }

@@ -22,7 +22,7 @@ struct LoraShrinkArgs {
   const std::uint8_t* mask;  ///< bits as core/rng.hpp's dropout_mask_row; null: no dropout
   Index mask_stride;         ///< bytes
   float mask_scale;          ///< 1/(1-p); looked at only with a mask
-  float* workspace = nullptr;  ///< lora_shrink_workspace bytes; null: k is not cut, which is slower for few rows
+  float* workspace = nullptr;  ///< lora_shrink_workspace bytes, 16-byte aligned; null: k is not cut, which is slower for few rows
   int sm = 0;                  ///< compute capability; 0: the current device's
 };
 
@@ -60,14 +60,14 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_shri
     const int warp_column = column0 + Plan::warp_column();
     if (task.parts != nullptr) {
       float* sums = task.parts + static_cast<Index>(block_z()) * task.m * task.r;
-      tile.for_each_run([&](int row, int column, const auto& run) {
+      tile.for_each_run4([&](int row, int column, const auto& run) {
         store_run(sums, static_cast<Index>(task.r), task.m, task.r, task.r % 4 == 0, warp_row + row,
                   warp_column + column, run);
       });
     } else {
-      tile.for_each_run([&](int row, int column, auto run) {
+      tile.for_each_run4([&](int row, int column, auto run) {
         PEFT_UNROLL
-        for (int i = 0; i < Plan::Tile::kRun; ++i) run[i] *= task.scale;
+        for (int i = 0; i < 4; ++i) run[i] *= task.scale;
         store_run(task.s, task.lds, task.m, task.r, task.store_aligned, warp_row + row, warp_column + column, run);
       });
     }

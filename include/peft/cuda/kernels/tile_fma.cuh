@@ -71,6 +71,11 @@ struct FmaTile {
     }
   }
 
+  template <class F>
+  PEFT_DEVICE void for_each_run4(F&& f) const {
+    for_each_run(f);
+  }
+
   /// As MmaTile's.
   template <int kDepth = kPanel<T>>
   PEFT_DEVICE void multiply(const SharedMemory& memory, int a, int m0, int a_k0, int b, int n0, int b_k0) {

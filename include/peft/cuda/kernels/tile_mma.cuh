@@ -75,6 +75,31 @@ struct MmaTile {
     }
   }
 
+  /// The same with runs of four: two lanes swap halves, so that stores to global memory fill sectors. All lanes of the warp
+  /// call this together.
+  template <class F>
+  PEFT_DEVICE void for_each_run4(F&& f) const {
+    const int row = lane_index() / 4;
+    const bool is_odd = lane_index() % 2 != 0;  // keeps the right one of two tiles beside one another
+    const int column = (is_odd ? 8 : 0) + lane_index() % 4 / 2 * 4;
+    PEFT_UNROLL
+    for (int i = 0; i < kM / 16; ++i) {
+      PEFT_UNROLL
+      for (int j = 0; j < kN / 8; j += 2) {
+        PEFT_UNROLL
+        for (int e = 0; e < 4; e += 2) {
+          const float* left = sums[i][j] + e;
+          const float* right = sums[i][j + 1] + e;
+          const float given0 = shuffle_xor(~0u, is_odd ? left[0] : right[0], 1);
+          const float given1 = shuffle_xor(~0u, is_odd ? left[1] : right[1], 1);
+          const Vec<float, 4> run{{is_odd ? given0 : left[0], is_odd ? given1 : left[1], is_odd ? right[0] : given0,
+                                   is_odd ? right[1] : given1}};
+          f(i * 16 + row + e * 4, j * 8 + column, run);
+        }
+      }
+    }
+  }
+
   /// Adds the product of A's rows from `m0` and k from `a_k0`, B's columns from `n0` and k from `b_k0`, of tiles at
   /// bytes `a` and `b`; kDepth of k.
   template <int kDepth = kPanel<T>>
