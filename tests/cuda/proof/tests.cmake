@@ -47,8 +47,7 @@ set_target_properties(peft_cuda_page PROPERTIES CUDA_ARCHITECTURES 80-real)
 add_dependencies(peft_cuda_all peft_cuda_page)
 
 # -- programs for a GPU: where there is none they say so and end with 77 -----------------------------------------------
-file(GLOB peft_cuda_gpu_tests CONFIGURE_DEPENDS "${peft_cuda_dir}/gpu/*_gpu_test.cu" "${peft_cuda_dir}/gpu/*.cpp")
-add_executable(test_cuda_gpu "${peft_cuda_dir}/gpu/main.cu" ${peft_cuda_gpu_tests})
+add_executable(test_cuda_gpu "${peft_cuda_dir}/gpu/main.cu")
 add_executable(bench_cuda "${peft_cuda_dir}/gpu/bench_cuda.cu")
 foreach(program test_cuda_gpu bench_cuda)
   target_link_libraries(${program} PRIVATE peft_implementation)
@@ -62,16 +61,8 @@ set_tests_properties(cuda_gpu cuda_bench PROPERTIES LABELS cuda SKIP_RETURN_CODE
 
 # The same tests, on small shapes, by the C++ compiler over the emulator, with a stand-in for cudart and cuBLASLt: the host's side
 # runs without a GPU. PEFT_EMULATED_SM picks the routes.
-set(units "${peft_cuda_dir}/gpu/emulated/runtime.cpp")
-foreach(source IN ITEMS "${peft_cuda_dir}/gpu/main.cu" LISTS peft_cuda_gpu_tests)
-  if(source MATCHES "\\.cu$")
-    get_filename_component(stem "${source}" NAME_WE)
-    set(unit "${CMAKE_CURRENT_BINARY_DIR}/cuda_emulated/${stem}.cpp")
-    file(CONFIGURE OUTPUT "${unit}" CONTENT "#include \"@source@\"\n" @ONLY)
-    list(APPEND units "${unit}")
-  endif()
-endforeach()
-add_executable(test_cuda_gpu_emulated ${units})
+file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/cuda_emulated/main.cpp" CONTENT "#include \"@peft_cuda_dir@/gpu/main.cu\"\n" @ONLY)
+add_executable(test_cuda_gpu_emulated "${CMAKE_CURRENT_BINARY_DIR}/cuda_emulated/main.cpp" "${peft_cuda_dir}/gpu/emulated/runtime.cpp")
 target_link_libraries(test_cuda_gpu_emulated PRIVATE peft::peft peft_implementation)
 target_include_directories(test_cuda_gpu_emulated PRIVATE "${PROJECT_SOURCE_DIR}/tests" "${peft_cuda_dir}/emulator" "${peft_cuda_dir}/gpu")
 target_include_directories(test_cuda_gpu_emulated SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
