@@ -25,4 +25,5 @@
 #include "peft/cuda/lora.hpp"
 
 #include "peft/cuda/adamw.hpp"
+#include "peft/cuda/gradient_norm.hpp"
 #include "peft/cuda/paged_adamw.hpp"

@@ -108,6 +108,38 @@ PEFT_GPU_TEST(adamw_is_the_cpus) {
   test_steps<cuda::PagedAdamW>("managed, all on the device", 32, kAll);
 }
 
+PEFT_GPU_TEST(gradients_are_clipped_on_the_device) {
+  cuda::Context& c = context();
+  Both both;
+  both.add("a", 64, 100, true);
+  both.add("b", 1, 77, false);
+  both.new_gradients(1);
+  double sum = 0;
+  for (const Both::One& one : both.all) {
+    for (const float g : one.grad) sum += double{g} * double{g};
+  }
+  Both::Host host{both};
+  Both::Device device{both};
+  cuda::GradientNorm norm;
+  norm.prepare(device, c);
+  norm.launch(0.5f, c);
+  const double want = std::sqrt(sum), got = static_cast<double>(norm.norm(c));
+  check_that(std::fabs(got - want) < 1e-5 * want, "the norm is {}; expected {}", got, want);
+  check_that(want > 0.5, "the norm {} needs no clipping", want);
+  // With the factor the optimizer does what the CPU's does with that scale.
+  peft::AdamW<float> wanted;
+  cuda::AdamW optimizer;
+  optimizer.set_clip(norm.factor());
+  wanted.step(host, 1e-2, 0.5 / (want + 1e-6));
+  optimizer.step(device, 1e-2, 1.0, c);
+  for (Both::One& one : both.all) {
+    const auto n = static_cast<Index>(one.value.size());
+    std::vector<float> value(one.value.size());
+    cuda::download(std::as_const(one.device_value).device_view(), VectorView<float>(value.data(), n), c.stream());
+    check_close("clipped: " + one.name, value, one.value, one.cols, 1e-5, 1e-6);
+  }
+}
+
 PEFT_GPU_TEST(adamw_refuses_other_parameters) {
   cuda::Context& c = context();
   Both both, other;
