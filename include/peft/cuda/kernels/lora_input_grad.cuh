@@ -43,7 +43,8 @@ struct LoraInputGradTask {
 /// Grid, shared memory and roofline as lora_forward_kernel's; W and A are read across k. Registers: wide 208 (one block a
 /// processor: what addresses across k and the mask take would not fit in 128), middle 128, thin 112.
 template <class T, class Shape, bool kOld>
-PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kBlockM == 128 ? 1 : Shape::kResident) void lora_input_grad_kernel(LoraInputGradTask<T> task) {
+PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kBlockM == 128 ? 1 : Shape::kResident) void lora_input_grad_kernel(
+    LoraInputGradTask<T> task) {
   if constexpr (kIsForThisDevice<kOld>) {
     using Plan = TilePlan<T, Shape, kOld, Order::kAlongK, Order::kAcrossK>;
     const int row0 = block_y() * Shape::kBlockM;

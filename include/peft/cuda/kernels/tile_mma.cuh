@@ -88,12 +88,13 @@ struct MmaTile {
       for (int j = 0; j < kN / 8; j += 2) {
         PEFT_UNROLL
         for (int e = 0; e < 4; e += 2) {
-          const float* left = sums[i][j] + e;
-          const float* right = sums[i][j + 1] + e;
-          const float given0 = shuffle_xor(~0u, is_odd ? left[0] : right[0], 1);
-          const float given1 = shuffle_xor(~0u, is_odd ? left[1] : right[1], 1);
-          const Vec<float, 4> run{{is_odd ? given0 : left[0], is_odd ? given1 : left[1], is_odd ? right[0] : given0,
-                                   is_odd ? right[1] : given1}};
+          // Values, not references, which would be a choice of addresses and put the sums into memory.
+          const float left0 = sums[i][j][e], left1 = sums[i][j][e + 1];
+          const float right0 = sums[i][j + 1][e], right1 = sums[i][j + 1][e + 1];
+          const float given0 = shuffle_xor(~0u, is_odd ? +left0 : +right0, 1);
+          const float given1 = shuffle_xor(~0u, is_odd ? +left1 : +right1, 1);
+          const Vec<float, 4> run{{is_odd ? +given0 : +left0, is_odd ? +given1 : +left1, is_odd ? +right0 : +given0,
+                                   is_odd ? +right1 : +given1}};
           f(i * 16 + row + e * 4, j * 8 + column, run);
         }
       }

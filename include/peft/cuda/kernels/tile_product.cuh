@@ -111,8 +111,8 @@ PEFT_DEVICE void apply_operand_mask(const SharedMemory& memory, int tile, std::u
 }  // namespace detail
 
 /// tile += A·B of `first`, then between(tile), then A·B of `second`, whose A is masked where kMasked (mask.bits may be
-/// null), its rows mapped where kMapped. Each warp's tile holds its part of the block's, which starts at (row0, column0) of the product. All of the
-/// block's threads call this once; shared memory is free again after a barrier.
+/// null), its rows mapped where kMapped. Each warp's tile holds its part of the block's, which starts at (row0, column0)
+/// of the product. All of the block's threads call this once; shared memory is free again after a barrier.
 template <class Plan, bool kMasked, bool kMapped, class Between>
 PEFT_DEVICE void tile_product(typename Plan::Tile& tile, const TileSegment<typename Plan::value_type>& first,
                               const TileSegment<typename Plan::value_type>& second, int row0, int column0,
