@@ -258,3 +258,50 @@ TEST_CASE("four bits on the device: weights are read once, without bank conflict
   check_forward<float>({.m = 20, .out = 64, .in = 256, .block = 64, .bias = false});
   CHECK(peft_emulator::last_report().bank_conflicts == 0);
 }
+
+TEST_CASE("four bits on the device: tiles of any height give the same bits", "[cuda]") {
+  constexpr Index kRows = 130, kOut = 40, kIn = 192, kRank = 8;
+  Weight w(kOut, kIn, 64, true);
+  Matrix<f16> x(kRows, kIn, 0, 2, "x"), s(kRows, kRank, 0, 3, "s"), b(kOut, kRank, 0, 4, "b");
+  Buffer<f16> wide(kRows * kOut, "y"), middle(kRows * kOut, "y"), slim(kRows * kOut, "y");
+  device::FourBitGemmArgs<f16> args{};
+  args.w = w.packed();
+  args.x = x.data(), args.ldx = x.ld;
+  args.left = s.data(), args.ldleft = s.ld;
+  args.right = b.data(), args.ldright = b.ld;
+  args.scale = 0.5f;
+  args.ldy = kOut;
+  args.m = kRows, args.r = kRank;
+  args.steps_per_part = 3;
+  args.x_aligned = args.low_rank_aligned = args.y_aligned = true;
+  args.y = wide.data();
+  REQUIRE(device::detail::launch_gemm<f16, device::detail::FourBitWide>(args, {1, 2, 1}, nullptr) == cudaSuccess);
+  args.y = middle.data();
+  REQUIRE(device::detail::launch_gemm<f16, device::detail::FourBitMiddle>(args, {1, 3, 1}, nullptr) == cudaSuccess);
+  args.y = slim.data();
+  REQUIRE(device::detail::launch_gemm<f16, device::detail::FourBitSlim>(args, {1, 5, 1}, nullptr) == cudaSuccess);
+  REQUIRE_CLEAN();
+  CHECK(std::memcmp(wide.data(), middle.data(), wide.bytes()) == 0);
+  CHECK(std::memcmp(wide.data(), slim.data(), wide.bytes()) == 0);
+}
+
+TEST_CASE("four bits on the device: what is no product is refused", "[cuda]") {
+  Weight w(8, 64, 64, false);
+  Buffer<f16> x(64, "x"), y(8, "y");
+  device::FourBitForwardArgs<f16> args{};
+  args.w = w.packed();
+  args.x = x.data(), args.ldx = 64;
+  args.y = y.data(), args.ldy = 8;
+  args.m = 0;
+  CHECK(device::four_bit_forward(args, nullptr) == cudaSuccess);  // nothing to do
+  args.m = -1;
+  CHECK(device::four_bit_forward(args, nullptr) == cudaErrorInvalidValue);
+  args.m = 1;
+  args.w.block_size = 48;
+  CHECK(device::four_bit_forward(args, nullptr) == cudaErrorInvalidValue);
+  args.w.block_size = 64;
+  args.w.in = 4096;  // k is cut, and there is no workspace
+  args.ldx = 4096;
+  CHECK(device::four_bit_forward_workspace<f16>(args.w, 1, 80) > 0);
+  CHECK(device::four_bit_forward(args, nullptr) == cudaErrorInvalidValue);
+}
