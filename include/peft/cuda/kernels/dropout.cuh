@@ -57,7 +57,7 @@ PEFT_DEVICE std::uint32_t dropout_byte(const DropoutTask& task, std::uint32_t by
 
 inline constexpr int kDropoutThreads = 256;
 
-/// One thread a byte; a block stays in one row. No shared memory; at most 32 registers.
+/// One thread a byte; a block stays in one row. No shared memory; at most 48 registers.
 template <int kThreads>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kThreads, 4) void dropout_mask_kernel(DropoutTask task) {
   const int byte = block_x() * kThreads + thread_index();

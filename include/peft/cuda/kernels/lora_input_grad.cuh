@@ -41,7 +41,7 @@ struct LoraInputGradTask {
 };
 
 /// Grid, shared memory and roofline as lora_forward_kernel's; W and A are read across k. Registers: wide 208 (one block a
-/// processor: what addresses across k and the mask take would not fit in 128), middle 128, thin 112.
+/// processor: what addresses across k and the mask take would not fit in 128), middle and thin 128.
 template <class T, class Shape, bool kOld>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kBlockM == 128 ? 1 : Shape::kResident) void lora_input_grad_kernel(
     LoraInputGradTask<T> task) {

@@ -23,7 +23,7 @@ struct TileReduceArgs {
 
 inline constexpr int kReduceThreads = 256;
 
-/// One thread an element. No shared memory; at most 32 registers.
+/// One thread an element. No shared memory; at most 48 registers.
 template <class T>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kReduceThreads, 4) void tile_reduce_kernel(TileReduceArgs<T> args) {
   const int element = block_x() * kReduceThreads + thread_index();
