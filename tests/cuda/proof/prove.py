@@ -343,16 +343,18 @@ class Prover:
         failed = [problem for _, problem in results.values() if problem]
         self.findings += failed
         table = {}
-        for unit, (compiled, _) in results.items():
-            if compiled is None:
-                continue
-            launches = self.record(unit)
-            shorts = short_names({name for kernels in compiled.values() for name in kernels} |
-                                 {launch[1] for sm in ARCHS for launch in launches[sm]})
+        results = {unit: compiled for unit, (compiled, _) in results.items() if compiled is not None}
+        recorded = {unit: self.record(unit) for unit in results}
+        everywhere = {launch[1] for launches in recorded.values() for sm in ARCHS for launch in launches[sm]}
+        for unit, compiled in results.items():
+            launches = recorded[unit]
+            shorts = short_names({name for kernels in compiled.values() for name in kernels} | everywhere)
             launched = {launch[1] for sm in ARCHS for launch in launches[sm]}
             for sm in archs:
                 for mangled, kernel in sorted(compiled[sm].items(), key=lambda item: shorts[item[0]]):
                     name = shorts[mangled]
+                    if mangled not in launched and "<" not in name and (mangled in everywhere or self.options.unit):
+                        continue  # no template: compiled wherever its header is included, launched by another unit
                     if mangled not in launched:
                         self.findings.append(f"sm_{sm} {name}: compiled, but no launch of {unit.name} takes it on any architecture")
                         continue
