@@ -198,7 +198,8 @@ TEST_CASE("four bits on the device: the same bits in any order of threads and bl
   const Case many{.m = 20, .out = 40, .in = 1088, .block = 64, .nested = true, .r = 8};
   const Case flat{.m = 3, .out = 9, .in = 200, .block = 64, .r = 8};
   const auto all = [&] {
-    return std::vector<std::vector<f16>>{check_forward<f16>(few), check_forward<f16>(many), check_gradient<f16>(many), check_forward<f16>(flat)};
+    return std::vector<std::vector<f16>>{check_forward<f16>(few), check_forward<f16>(many), check_gradient<f16>(many),
+                                         check_forward<f16>(flat)};
   };
   const auto expected = all();
   for (const std::uint64_t seed : {1u, 2u}) {

@@ -61,7 +61,8 @@ void check_packing(Index out, Index in, int block, bool nested) {
 
 template <class T>
 void check_quantize(FourBitCode code, Index rows, Index cols, Index stride, int block) {
-  INFO(name_of(peft::dtype_of<T>()) << ' ' << peft::name_of(code) << ", " << rows << " x " << cols << ", stride " << stride << ", block " << block);
+  INFO(name_of(peft::dtype_of<T>()) << ' ' << peft::name_of(code) << ", " << rows << " x " << cols << ", stride " << stride
+                                    << ", block " << block);
   std::vector<T> values = random_values<T>(rows * stride, 9);
   // A block of zeros, and numbers exactly between two values.
   for (Index j = 0; j < std::min<Index>(cols, block); ++j) values[static_cast<std::size_t>(j)] = T(0.0f);
@@ -93,7 +94,8 @@ void check_quantize(FourBitCode code, Index rows, Index cols, Index stride, int 
 
 /// Against the product rounded to float, then to T.
 template <class T>
-void check_dequantize(Index out, Index in, int block, bool nested, Index first, Index rows, Index ld, FourBitCode code = FourBitCode::kNf4) {
+void check_dequantize(Index out, Index in, int block, bool nested, Index first, Index rows, Index ld,
+                      FourBitCode code = FourBitCode::kNf4) {
   INFO(name_of(peft::dtype_of<T>()) << ", out " << out << ", in " << in << ", block " << block << ", nested " << nested);
   Weight w(out, in, block, nested, code);
   Buffer<T> flat(out * ld, "flat"), panel(rows * ld, "panel");

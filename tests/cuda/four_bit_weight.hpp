@@ -51,7 +51,10 @@ class Weight {
     std::mt19937 random(seed);
     std::uniform_real_distribution<float> scale(0.01f, 0.2f);
     for (auto& byte : flat_codes_) byte = static_cast<std::uint8_t>(random());
-    if (out * in % 2 != 0) flat_codes_[flat_codes_.size() - 1] = static_cast<std::uint8_t>((flat_codes_[flat_codes_.size() - 1] & 0xF0u) | zero_code());
+    if (out * in % 2 != 0) {
+      std::uint8_t& last = flat_codes_[flat_codes_.size() - 1];
+      last = static_cast<std::uint8_t>((last & 0xF0u) | zero_code());
+    }
     for (auto& value : flat_absmax_) value = scale(random);
     for (auto& value : flat_nested_codes_) value = static_cast<std::uint8_t>(random());
     for (int i = 0; i < 256; ++i) nested_map_[i] = peft::kernels::dynamic_map()[static_cast<std::size_t>(i)];

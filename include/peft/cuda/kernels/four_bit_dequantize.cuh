@@ -108,7 +108,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kDequantizeThreads, 4) void four_bit_dequantize_k
 }
 
 /// The same from the packed order: a thread takes a chunk, four rows of eight columns; eight threads beside one another read 256
-/// bytes and write four runs. Registers 64; shared memory 2 KiB.
+/// bytes and write four runs. Registers 48; shared memory 2 KiB.
 template <class T>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kDequantizeThreads, 4) void four_bit_panel_kernel(FourBitPanelArgs<T> args) {
   const Shared<float> value = detail::fill_values(shared_memory(), args.w.value);

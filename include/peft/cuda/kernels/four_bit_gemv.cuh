@@ -12,11 +12,14 @@
 ///                 has no mma for it.
 ///
 /// Roofline: bytes of W are in·out·(1/2 + 4/block) (nested: 1/2 + 1/block); a warp needs per brick (2048 weights) 32 look-ups of
-/// one wavefront in shared memory (four_bit_fma: 64) and about 150 instructions, so that at one wavefront a clock a
+/// one wavefront in shared memory (four_bit_fma: 64) and about 165 instructions, so that at one wavefront a clock a
 /// multiprocessor takes 32 bytes of W a clock (16), above what DRAM gives it (15 on an H100). x comes from L2: 2·rows bytes for 16
 /// of W.
 
+#include <type_traits>
+
 #include "peft/cuda/kernels/four_bit_decode.cuh"
+#include "peft/cuda/kernels/tile_product.cuh"
 
 PEFT_BEGIN_NAMESPACE
 namespace cuda {
@@ -200,110 +203,113 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
 /// 512 threads; registers 64: two blocks a multiprocessor, half of its threads or more; shared memory 33 KiB.
 template <class T, int kRows, bool kNested>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, 2) void four_bit_fma_kernel(FourBitGemvArgs<T> args) {
-  static_assert(kRows <= 2);
-  const SharedMemory memory = shared_memory();
-  const int warp = warp_index();
-  const int lane = lane_index();
-  const int t = lane % 4;
-  const int groups = ceil_div(args.m, kRows);
-  const int x0 = block_x() % groups * kRows;
-  const int row0 = block_x() / groups * kBrickRows;
-  const int in = static_cast<int>(args.w.in);
-  const int bricks = static_cast<int>(four_bit_brick_columns(args.w.in));
-  const int first = block_z() * args.bricks_per_part;
-  const int end = min(first + args.bricks_per_part, bricks);
-  int brick = first + warp;
-  const FourBitChunk* codes = reinterpret_cast<const FourBitChunk*>(args.w.codes);
-  const int first_chunk = block_x() / groups * bricks * detail::kBrickChunks + lane;
-  FourBitRowScales<kNested> scales(args.w, row0 + lane / 4 * 4);
-  if (brick < end) scales.fetch(brick * kBrickColumns);
-  FourBitChunk chunks[2] = {};
-  PEFT_UNROLL
-  for (int h = 0; h < 2; ++h) {
-    if (brick < end) chunks[h] = load_stream(codes + (first_chunk + brick * detail::kBrickChunks + h * detail::kHalfBrick));
-  }
-  const PairTable<float> table = fill_pair_table<float, kGemvThreads>(memory, 0, args.w.value);
-  const Shared<float> map = fill_nested_map<kGemvThreads>(memory, kPairTableBytes, args.w);
-  sync_threads();
-
-  float sums[kRows][4] = {};
-  constexpr int kRun = 4;  // elements of x at a time
-  const Vec<T, kRun>* x = reinterpret_cast<const Vec<T, kRun>*>(args.x);
-  const int x_stride = static_cast<int>(args.ldx / kRun);
-  const int x_first = x0 * x_stride + 8 * t / kRun;
-  while (brick < end) {
-    const int k0 = brick * kBrickColumns;
-    brick += kGemvWarps;
-    Vec<float, 4> scale;
+  // bf16 comes here on sm_75 only.
+  if constexpr (!std::is_same_v<T, bf16> || kIsForThisDevice<true>) {
+    static_assert(kRows <= 2);
+    const SharedMemory memory = shared_memory();
+    const int warp = warp_index();
+    const int lane = lane_index();
+    const int t = lane % 4;
+    const int groups = ceil_div(args.m, kRows);
+    const int x0 = block_x() % groups * kRows;
+    const int row0 = block_x() / groups * kBrickRows;
+    const int in = static_cast<int>(args.w.in);
+    const int bricks = static_cast<int>(four_bit_brick_columns(args.w.in));
+    const int first = block_z() * args.bricks_per_part;
+    const int end = min(first + args.bricks_per_part, bricks);
+    int brick = first + warp;
+    const FourBitChunk* codes = reinterpret_cast<const FourBitChunk*>(args.w.codes);
+    const int first_chunk = block_x() / groups * bricks * detail::kBrickChunks + lane;
+    FourBitRowScales<kNested> scales(args.w, row0 + lane / 4 * 4);
+    if (brick < end) scales.fetch(brick * kBrickColumns);
+    FourBitChunk chunks[2] = {};
     PEFT_UNROLL
     for (int h = 0; h < 2; ++h) {
-      const bool is_inside = h == 0 || k0 + 32 < in;
-      float part[kRows][4] = {};
+      if (brick < end) chunks[h] = load_stream(codes + (first_chunk + brick * detail::kBrickChunks + h * detail::kHalfBrick));
+    }
+    const PairTable<float> table = fill_pair_table<float, kGemvThreads>(memory, 0, args.w.value);
+    const Shared<float> map = fill_nested_map<kGemvThreads>(memory, kPairTableBytes, args.w);
+    sync_threads();
+
+    float sums[kRows][4] = {};
+    constexpr int kRun = 4;  // elements of x at a time
+    const Vec<T, kRun>* x = reinterpret_cast<const Vec<T, kRun>*>(args.x);
+    const int x_stride = static_cast<int>(args.ldx / kRun);
+    const int x_first = x0 * x_stride + 8 * t / kRun;
+    while (brick < end) {
+      const int k0 = brick * kBrickColumns;
+      brick += kGemvWarps;
+      Vec<float, 4> scale;
       PEFT_UNROLL
-      for (int run = 0; run < 8 / kRun; ++run) {
-        Vec<T, kRun> x_run[kRows];
+      for (int h = 0; h < 2; ++h) {
+        const bool is_inside = h == 0 || k0 + 32 < in;
+        float part[kRows][4] = {};
         PEFT_UNROLL
-        for (int row = 0; row < kRows; ++row) {
-          x_run[row] = {};
-          if (is_inside && x0 + row < args.m) x_run[row] = load_const(x + (x_first + row * x_stride + (k0 + 32 * h) / kRun + run));
-        }
-        PEFT_UNROLL
-        for (int out = 0; out < 4; ++out) {
+        for (int run = 0; run < 8 / kRun; ++run) {
+          Vec<T, kRun> x_run[kRows];
           PEFT_UNROLL
-          for (int half = 0; half < kRun / 2; ++half) {
-            const Vec<float, 2> pair = table(chunks[h].v[out], kRun / 2 * run + half);
+          for (int row = 0; row < kRows; ++row) {
+            x_run[row] = {};
+            if (is_inside && x0 + row < args.m) x_run[row] = load_const(x + (x_first + row * x_stride + (k0 + 32 * h) / kRun + run));
+          }
+          PEFT_UNROLL
+          for (int out = 0; out < 4; ++out) {
             PEFT_UNROLL
-            for (int e = 0; e < 2; ++e) {
+            for (int half = 0; half < kRun / 2; ++half) {
+              const Vec<float, 2> pair = table(chunks[h].v[out], kRun / 2 * run + half);
               PEFT_UNROLL
-              for (int row = 0; row < kRows; ++row) {
-                part[row][out] = fma(pair.v[e], to_float(x_run[row].v[2 * half + e]), part[row][out]);
+              for (int e = 0; e < 2; ++e) {
+                PEFT_UNROLL
+                for (int row = 0; row < kRows; ++row) {
+                  part[row][out] = fma(pair.v[e], to_float(x_run[row].v[2 * half + e]), part[row][out]);
+                }
               }
             }
           }
         }
-      }
-      if (brick < end) chunks[h] = load_stream(codes + (first_chunk + brick * detail::kBrickChunks + h * detail::kHalfBrick));
-      if (h == 0 || scales.has_small_blocks()) scale = detail::next_scales(scales, map, h, k0, end);
-      PEFT_UNROLL
-      for (int row = 0; row < kRows; ++row) {
+        if (brick < end) chunks[h] = load_stream(codes + (first_chunk + brick * detail::kBrickChunks + h * detail::kHalfBrick));
+        if (h == 0 || scales.has_small_blocks()) scale = detail::next_scales(scales, map, h, k0, end);
         PEFT_UNROLL
-        for (int out = 0; out < 4; ++out) sums[row][out] = fma(scale.v[out], part[row][out], sums[row][out]);
+        for (int row = 0; row < kRows; ++row) {
+          PEFT_UNROLL
+          for (int out = 0; out < 4; ++out) sums[row][out] = fma(scale.v[out], part[row][out], sums[row][out]);
+        }
       }
     }
-  }
 
-  PEFT_UNROLL
-  for (auto& row : sums) {
     PEFT_UNROLL
-    for (float& sum : row) {
-      sum += shuffle_xor(~0u, sum, 1);
-      sum += shuffle_xor(~0u, sum, 2);
-    }
-  }
-  sync_threads();
-  const Shared<float> partial = memory.template at<float>(0);
-  PEFT_UNROLL
-  for (int row = 0; row < kRows; ++row) {
-    PEFT_UNROLL
-    for (int out = 0; out < 4; ++out) {
-      if (out == t) partial.store((warp * kRows + row) * 32 + lane, sums[row][out]);
-    }
-  }
-  sync_threads();
-  const int output = thread_index();
-  if (output < kRows * 32) {
-    const int row = x0 + output / 32;
-    const int out = row0 + lane;
-    float sum = 0.0f;
-    if (block_z() == 0 && row < args.m && out < args.w.out) {
-      for (int k = 0; k < args.r; ++k) {
-        sum = fma(to_float(load_const(args.s + row * args.lds + k)), to_float(load_const(args.b + out * args.ldb + k)), sum);
+    for (auto& row : sums) {
+      PEFT_UNROLL
+      for (float& sum : row) {
+        sum += shuffle_xor(~0u, sum, 1);
+        sum += shuffle_xor(~0u, sum, 2);
       }
-      sum *= args.scale;
     }
+    sync_threads();
+    const Shared<float> partial = memory.template at<float>(0);
     PEFT_UNROLL
-    for (int other = 0; other < kGemvWarps; ++other) sum += partial.load(other * kRows * 32 + output);
-    detail::store_gemv(args, row, out, sum);
+    for (int row = 0; row < kRows; ++row) {
+      PEFT_UNROLL
+      for (int out = 0; out < 4; ++out) {
+        if (out == t) partial.store((warp * kRows + row) * 32 + lane, sums[row][out]);
+      }
+    }
+    sync_threads();
+    const int output = thread_index();
+    if (output < kRows * 32) {
+      const int row = x0 + output / 32;
+      const int out = row0 + lane;
+      float sum = 0.0f;
+      if (block_z() == 0 && row < args.m && out < args.w.out) {
+        for (int k = 0; k < args.r; ++k) {
+          sum = fma(to_float(load_const(args.s + row * args.lds + k)), to_float(load_const(args.b + out * args.ldb + k)), sum);
+        }
+        sum *= args.scale;
+      }
+      PEFT_UNROLL
+      for (int other = 0; other < kGemvWarps; ++other) sum += partial.load(other * kRows * 32 + output);
+      detail::store_gemv(args, row, out, sum);
+    }
   }
 }
 

@@ -187,7 +187,8 @@ PEFT_HOST_DEVICE Index unpack_items(const FourBitPackArgs& p) {
 
 inline constexpr int kPackThreads = 256;
 
-/// One thread for each word (byte, on the way back), with plain loads and stores: the host runs the same lines. No shared memory; done once for a weight.
+/// One thread for each word (byte, on the way back), with plain loads and stores: the host runs the same lines. No shared memory,
+/// registers 40; done once for a weight.
 template <bool kBack>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kPackThreads, 4) void four_bit_pack_kernel(FourBitPackArgs args) {
   const Index i = static_cast<Index>(block_x()) * kPackThreads + thread_index();

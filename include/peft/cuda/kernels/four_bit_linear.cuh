@@ -119,7 +119,7 @@ struct FourBitReduceArgs {
 
 inline constexpr int kFourBitReduceThreads = 256;
 
-/// y = Σ parts + bias, parts upwards. A thread an element; registers 32, no shared memory.
+/// y = Σ parts + bias, parts upwards. A thread an element; registers 40, no shared memory.
 template <class T>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kFourBitReduceThreads, 4) void four_bit_reduce_kernel(detail::FourBitReduceArgs<T> args) {
   const Index element = static_cast<Index>(block_x()) * kFourBitReduceThreads + thread_index();

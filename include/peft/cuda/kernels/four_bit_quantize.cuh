@@ -63,7 +63,7 @@ PEFT_DEVICE std::uint32_t code_of(float x, const Shared<float>& threshold, float
 
 }  // namespace detail
 
-/// min(32, block/8) lanes for a block, eight neighbours a lane; larger blocks are gone over twice, from cache. Registers 40;
+/// min(32, block/8) lanes for a block, eight neighbours a lane; larger blocks are gone over twice, from cache. Registers 56;
 /// shared memory 2 KiB.
 template <class T>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kQuantizeThreads, 4) void four_bit_quantize_kernel(FourBitQuantizeArgs<T> args) {
