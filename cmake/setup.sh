@@ -123,3 +123,23 @@ peft_encoder() {
   fi
   echo "$model"
 }
+
+# peft_cuobjdump: prints the path of NVIDIA's cuobjdump, which tests/cuda/proof reads machine code with: the one that is there, or
+# 5 MB from the Python package index, kept in <source>/build/cuobjdump. CUDA toolkits of distributions often lack it.
+peft_cuobjdump_version=13.5.37
+peft_cuobjdump() {
+  local root folder
+  root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+  folder="$root/build/cuobjdump"
+  if command -v cuobjdump; then return 0; fi
+  if ! ls "$folder"/lib/python3*/site-packages/nvidia/cu13/bin/cuobjdump 2>/dev/null; then
+    echo "Fetching cuobjdump (5 MB): pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm" >&2
+    if ! { python3 -m venv "$folder" && "$folder/bin/pip" install -q --no-deps "nvidia-cuda-cuobjdump==$peft_cuobjdump_version" \
+             "nvidia-cuda-nvdisasm==$peft_cuobjdump_version" >&2; }; then
+      echo "cuobjdump could not be fetched: the proof will not look at instructions" >&2
+      rm -rf "$folder"
+      return 1
+    fi
+    ls "$folder"/lib/python3*/site-packages/nvidia/cu13/bin/cuobjdump
+  fi
+}

@@ -2,6 +2,10 @@
 /// The errors of the library: one family under peft::Error.
 /// Text of an error = what was done: what was got; expected what; where (file, tensor, module…); a hint where one helps.
 
+// fmt 9 makes no function constexpr where nvcc compiles, and calls them from one that is.
+#if defined(__NVCC__) && !defined(FMT_USE_CONSTEXPR)
+#define FMT_USE_CONSTEXPR 1
+#endif
 #include <fmt/core.h>
 
 #include <stdexcept>
@@ -43,6 +47,12 @@ class IoError : public Error {
 
 /// A number that stopped being finite (loss, gradient, merged weight).
 class NumericError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A GPU, its driver or one of CUDA's libraries refused a call, or there is no GPU.
+class CudaError : public Error {
  public:
   using Error::Error;
 };

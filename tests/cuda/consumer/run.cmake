@@ -1,0 +1,16 @@
+# cmake -DSOURCE= -DBUILD= -DWORK= -DCXX= -DNVCC= -DARCHS= -P run.cmake: installs BUILD into WORK, and builds and runs the stranger there.
+cmake_policy(VERSION 3.22)
+function(step)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE status OUTPUT_VARIABLE out ERROR_VARIABLE out)
+  message(STATUS "${out}")
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "cuda consumer: ${ARGN} failed: ${status}")
+  endif()
+endfunction()
+file(REMOVE_RECURSE "${WORK}")
+file(MAKE_DIRECTORY "${WORK}")
+step("${CMAKE_COMMAND}" --install "${BUILD}" --prefix "${WORK}/prefix")
+step("${CMAKE_COMMAND}" -S "${SOURCE}/tests/cuda/consumer" -B "${WORK}/build" -G Ninja "-DCMAKE_PREFIX_PATH=${WORK}/prefix"
+  "-DCMAKE_CXX_COMPILER=${CXX}" "-DCMAKE_CUDA_COMPILER=${NVCC}" "-DCMAKE_CUDA_HOST_COMPILER=${CXX}" "-DCMAKE_CUDA_ARCHITECTURES=${ARCHS}")
+step("${CMAKE_COMMAND}" --build "${WORK}/build")
+step("${WORK}/build/stranger")

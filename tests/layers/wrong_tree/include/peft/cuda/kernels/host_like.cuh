@@ -1,0 +1,3 @@
+#include <vector>
+#include "peft/core/up.hpp"
+#include "peft/core/scalar.hpp"
