@@ -28,7 +28,7 @@ using namespace peft_benchmarks;
 using peft_examples::KvCache;
 using peft_examples::Llama;
 
-constexpr Index kPrompt = 64, kGenerated = 64;
+constexpr Index kPrompt = 64, kGenerated = 64, kPrefill = 512;
 constexpr int kBlock = 8;  // tokens, then as many passes over the buffer
 
 double median(std::vector<double> values) {
@@ -82,11 +82,14 @@ class Decoder {
   Matrix<float> logits_;
 };
 
-/// What a token reads: a code of 4 bits and 1/64 of a byte of scale a weight, and a head of `head` bytes a number.
-Index bytes_per_token(Index head) {
+Index weights_in_head(const peft_examples::LlamaConfig& c) { return c.vocab_size * c.hidden_size; }
+
+/// What a token reads of a model in four bits: a code and 1/64 of a byte of scale a weight, and the head's bytes.
+Index bytes_per_token(Kept kept) {
   const auto config = smollm2_135m();
-  const Index in_head = config.vocab_size * config.hidden_size, in_layers = weights_per_token(config) - in_head;
-  return in_layers / 2 + in_layers / 64 + head * in_head;
+  const Index in_head = weights_in_head(config), in_layers = weights_per_token(config) - in_head;
+  const Index head = kept == Kept::kNf4 ? 4 * in_head : kept == Kept::kNf4WithBf16Table ? 2 * in_head : in_head + in_head / 16;
+  return in_layers / 2 + in_layers / 64 + head;
 }
 
 template <Scalar T>
@@ -95,7 +98,7 @@ void decode(benchmark::State& state, Added added, Kept kept = Kept::kDense) {
   for (Index i = 0; i < kGenerated; ++i) decoder.token();
   const double peak = peak_memory_mib();
   ReadBuffer weights(kept == Kept::kDense ? weights_per_token(smollm2_135m()) * static_cast<Index>(sizeof(T))
-                                          : bytes_per_token(kept == Kept::kNf4 ? 4 : 2));
+                                          : bytes_per_token(kept));
   std::vector<double> token_seconds, share;
   for (auto _ : state) {
     const auto start = std::chrono::steady_clock::now();
@@ -116,13 +119,37 @@ void decode(benchmark::State& state, Added added, Kept kept = Kept::kDense) {
   state.counters["peak_MiB"] = peak;
 }
 
+void prefill(benchmark::State& state, bool int8_activations, double peak) {
+  const auto config = smollm2_135m();
+  Llama<float> model = random_llama<float>(config, Kept::kNf4WithBf16Table);
+  for (AdaptedLinear<float>* site : model.sites()) {
+    if (auto* linear = site->base().get_if<Nf4Linear>(); linear != nullptr && int8_activations) linear->use_int8_activations();
+  }
+  KvCache<float> cache(config, kPrefill);
+  KvCache<float>* const of_one = &cache;
+  std::vector<std::int32_t> ids(kPrefill);
+  Philox random(7);
+  for (std::int32_t& id : ids) id = static_cast<std::int32_t>(random.uniform(0.0f, static_cast<float>(config.vocab_size - 1)));
+  Matrix<float> logits(1, config.vocab_size);
+  for (auto _ : state) {
+    cache.rewind(0);
+    model.infer({ids.data(), kPrefill}, std::span(&kPrefill, 1), std::span(&of_one, 1), logits.view());
+  }
+  const double tokens = static_cast<double>(kPrefill) * static_cast<double>(state.iterations());
+  const double flops = 2.0 * static_cast<double>(weights_per_token(config) - weights_in_head(config));
+  state.counters["tok/s"] = benchmark::Counter(tokens, benchmark::Counter::kIsRate);
+  state.counters["%FMA"] = benchmark::Counter(tokens * flops * 1e-7 / peak, benchmark::Counter::kIsRate);
+  state.counters["peak_MiB"] = peak_memory_mib();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   try {
-    add_context(fma_peak());
+    const double peak = fma_peak();
+    add_context(peak);
     const auto add = [](const char* name, auto run) {
       benchmark::RegisterBenchmark(name, run)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(24);
     };
@@ -137,6 +164,15 @@ int main(int argc, char** argv) {
     constexpr Kept kNarrow = Kept::kNf4WithBf16Table;
     add("decode/nf4_bf16_head/base", [](benchmark::State& state) { decode<float>(state, Added::kNothing, kNarrow); });
     add("decode/nf4_bf16_head/lora", [](benchmark::State& state) { decode<float>(state, Added::kLora, kNarrow); });
+    constexpr Kept kNarrowest = Kept::kNf4WithQ8Table;
+    add("decode/nf4_q8_head/base", [](benchmark::State& state) { decode<float>(state, Added::kNothing, kNarrowest); });
+    add("decode/nf4_q8_head/lora", [](benchmark::State& state) { decode<float>(state, Added::kLora, kNarrowest); });
+    for (const bool int8 : {false, true}) {
+      benchmark::RegisterBenchmark(int8 ? "prefill/nf4_int8" : "prefill/nf4",
+                                   [=](benchmark::State& state) { prefill(state, int8, peak); })
+          ->UseRealTime()
+          ->Unit(benchmark::kMillisecond);
+    }
     benchmark::RunSpecifiedBenchmarks();
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -1,6 +1,6 @@
 // One LoRA training step (forward, backward, AdamW) of a model of SmolLM2-135M's shape on 4 sequences of 128 tokens with a
 // label on every position, float, and the bare matrix products of that step as its limit. QLoRA's: linears in NF4, quantised
-// twice; embedding and head, which are tied, and what is saved for backward in bf16; two sub-batches.
+// twice; embedding and head, which are tied, and what is saved for backward in bf16.
 //   bench_step [--benchmark_filter='lora_step/qv|products']; rows: tok/s, % of the FMA rate, peak memory so far.
 
 #include <benchmark/benchmark.h>
@@ -72,24 +72,20 @@ PackedBatch random_batch(Index vocabulary, Index sequences, std::uint64_t seed) 
   return batch;
 }
 
-void train_steps(benchmark::State& state, Llama<float>& model, bool all_linears, Index sub_batches) {
+void train_steps(benchmark::State& state, Llama<float>& model, bool all_linears) {
   const std::vector<AdaptedLinear<float>*> sites = model.sites();
   AdapterRegistry<float> registry;
   registry.add_adapter("default", lora_of(all_linears), sites, 0);
   registry.set_adapter("default");
   model.select(registry.selection());
   AdamW<float> optimizer;
-  std::vector<PackedBatch> batches;
-  for (Index i = 0; i < sub_batches; ++i) {
-    batches.push_back(random_batch(model.config().vocab_size, kSequences / sub_batches, static_cast<std::uint64_t>(7 + i)));
-  }
+  const PackedBatch batch = random_batch(model.config().vocab_size, kSequences, 7);
   std::uint32_t step = 0;
   const auto run = [&] {
     model.for_each_parameter(
         [](const ParameterInfo&, VectorView<float>, VectorView<float> grad) { std::fill(grad.begin(), grad.end(), 0.0f); });
     LossSum sum;
-    for (const PackedBatch& batch : batches) model.forward_backward(batch, 1.0 / static_cast<double>(kTokens), 1, step, sum);
-    ++step;
+    model.forward_backward(batch, 1.0 / static_cast<double>(kTokens), 1, step++, sum);
     optimizer.step(model, 3e-4, 1.0, default_executor());
   };
   run();  // memory is touched, the moments are made
@@ -100,12 +96,12 @@ void train_steps(benchmark::State& state, Llama<float>& model, bool all_linears,
 void lora_step(benchmark::State& state, bool all_linears, DType saved = DType::kF32) {
   Llama<float> model = random_llama<float>(smollm2_135m());
   model.set_saved_activations(saved);
-  train_steps(state, model, all_linears, 1);
+  train_steps(state, model, all_linears);
 }
 void qlora_step(benchmark::State& state, bool all_linears) {
   Llama<float> model = random_llama<float>(smollm2_135m(), Kept::kNf4WithBf16Table);
   model.set_saved_activations(DType::kBF16);
-  train_steps(state, model, all_linears, 2);
+  train_steps(state, model, all_linears);
 }
 
 /// Every product of the step, nothing else: y = x·Wᵀ through the layers, then dx = dy·W back.

@@ -1,7 +1,10 @@
 #pragma once
 /// A Llama of SmolLM2-135M's shape with random weights: what a step or a token costs does not depend on their values.
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -10,6 +13,7 @@
 
 #include "hosts/llama.hpp"
 #include "peft/core/rng.hpp"
+#include "peft/gguf_linear.hpp"
 #include "peft/lora_config.hpp"
 #include "peft/nf4_linear.hpp"
 
@@ -39,8 +43,29 @@ inline Index weights_per_token(const peft_examples::LlamaConfig& c) {
 }
 
 /// How a random model's weights are kept: in the activations' type; or the layers' linears in NF4, quantised twice in blocks
-/// of 64, and embedding and head as they are, or in bf16.
-enum class Kept { kDense, kNf4, kNf4WithBf16Table };
+/// of 64, and embedding and head as they are, in bf16, or in a GGUF's blocks of 8 bits (Q8_0).
+enum class Kept { kDense, kNf4, kNf4WithBf16Table, kNf4WithQ8Table };
+
+/// Values in blocks of 32 whole numbers and a scale.
+inline peft::GgufTensor q8_0_of(peft::MatrixView<const float> values) {
+  const peft::BlockFormatInfo& info = peft::info_of(peft::BlockFormat::kQ8_0);
+  auto bytes = std::make_shared<peft::Buffer<std::uint8_t>>(values.rows * values.cols / info.elements * info.bytes);
+  std::uint8_t* out = bytes->data();
+  for (Index i = 0; i < values.rows; ++i) {
+    for (Index j = 0; j < values.cols; j += info.elements, out += info.bytes) {
+      const float* const x = values.row(i) + j;
+      float most = 0;
+      for (Index k = 0; k < info.elements; ++k) most = std::max(most, std::abs(x[k]));
+      const peft::f16 scale(most / 127.0f);
+      std::memcpy(out, &scale.bits, sizeof(scale.bits));
+      for (Index k = 0; k < info.elements; ++k) {
+        out[2 + k] = static_cast<std::uint8_t>(static_cast<std::int8_t>(std::lround(127.0f * x[k] / most)));
+      }
+    }
+  }
+  const peft::VectorView<const std::uint8_t> view = std::as_const(*bytes).view();
+  return {peft::BlockFormat::kQ8_0, values.rows, values.cols, view, std::move(bytes)};
+}
 
 /// Weights uniform in ±0.04, norms one, head tied to the embedding.
 template <peft::Scalar T>
@@ -86,6 +111,12 @@ peft_examples::Llama<T> random_llama(const peft_examples::LlamaConfig& config, K
       for (Index i = 0; i < narrow->size(); ++i) narrow->data()[i] = peft::bf16(embedding->data()[i]);
       const peft::MatrixView<const peft::bf16> view = std::as_const(*narrow).view();
       return {config, peft::RowTable<T>(view, narrow), std::move(layers), ones(), peft::DenseLinear<peft::bf16>(view, narrow)};
+    }
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (kept == Kept::kNf4WithQ8Table) {
+      peft::GgufTensor table = q8_0_of(embedding->view());
+      return {config, peft::RowTable<T>(table), std::move(layers), ones(), peft::GgufLinear(table)};
     }
   }
   peft::DenseLinear<T> head(embedding->view(), embedding);

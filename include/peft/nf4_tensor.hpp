@@ -20,6 +20,7 @@
 #include "peft/four_bit_config.hpp"
 #include "peft/four_bit_storage.hpp"
 #include "peft/kernels/dynamic_map.hpp"
+#include "peft/kernels/four_bit_panel.hpp"
 #include "peft/kernels/gemm_problem.hpp"
 #include "peft/kernels/quantize_four_bit.hpp"
 
@@ -195,6 +196,18 @@ class FourBitTensor {
   void decode(const kernels::KernelTable& t, Index row, Index first, Index count, float* out) const noexcept {
     kernels::dequantize_four_bit_range(t, kernels::table_of(kCode), storage_.codes.data, scales(), storage_.block_size,
                                        row * cols() + first, count, out);
+  }
+  /// A panel of Wᵀ (`turned`) or W at once, where rows begin with a block and the panel where it must (four_bit_panel.hpp); else
+  /// false.
+  bool decode_panel(const kernels::KernelTable& t, Index n0, Index nc, Index k0, Index kc, float* panel, Index ld,
+                    bool turned) const noexcept {
+    if (cols() % storage_.block_size != 0 || (turned ? k0 % 8 : n0 % 2) != 0) return false;
+    if (turned) {
+      kernels::four_bit_columns(t, operand(), cols(), n0, nc, k0, kc, panel, ld);
+    } else {
+      kernels::four_bit_rows(t, operand(), cols(), n0, nc, k0, kc, panel, ld);
+    }
+    return true;
   }
   operand_type operand() const noexcept {
     return {storage_.codes.data, kernels::table_of(kCode).value, scales(), storage_.block_size, nullptr};

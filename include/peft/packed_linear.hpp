@@ -45,6 +45,11 @@ template <class W>
 concept RequantizableTensor = PackedTensor<W> && requires(const W& w, MatrixView<const float> values, ExecutorRef executor) {
   { w.requantized(values, executor) } -> std::same_as<W>;
 };
+/// One that may have a quicker way to a whole panel, and says whether it took it.
+template <class W>
+concept DecodesPanels = requires(const W& w, Index i, float* panel) {
+  { w.decode_panel(kernels::table(), i, i, i, i, panel, i, true) } -> std::same_as<bool>;
+};
 /// Whether products over W may take their activations in 8 bits.
 template <class W>
 concept TakesInt8Activations = requires(const W& w, typename W::operand_type& operand) { w.take_int8_activations(operand); };
@@ -186,6 +191,9 @@ class PackedLinear {
   /// The weight a panel at a time; see PanelSource.
   void fill_panel(Index n0, Index nc, Index k0, Index kc, float* panel, Index ld, Order order) const {
     const kernels::KernelTable& t = kernels::table();
+    if constexpr (DecodesPanels<W>) {
+      if (weight_.decode_panel(t, n0, nc, k0, kc, panel, ld, order == Order::kForward)) return;
+    }
     if (order == Order::kBackward) {
       for (Index k = 0; k < kc; ++k) weight_.decode(t, k0 + k, n0, nc, panel + k * ld);
       return;

@@ -241,6 +241,24 @@ void check_four_bit(Index n, Index k, Index block, Index m) {
       }
     }
   }
+  if (m == 1) {
+    Floats turned(static_cast<std::size_t>(blocks * n));
+    for (Index b = 0; b < blocks; ++b) {
+      for (Index j = 0; j < n; ++j) turned[static_cast<std::size_t>(b * n + j)] = scales[static_cast<std::size_t>(j * stride + b)];
+    }
+    kernels::FourBitPart part;
+    part.n = n, part.depth = k - 3, part.codes = codes.data(), part.row_bytes = k / 2, part.value = table.value;
+    part.scales = turned.data(), part.scale_stride = n, part.block = block, part.ld = n;
+    bits("turn_4bit", n, Floats(static_cast<std::size_t>(n * k), 7.0f), [&](const KernelTable& t, Floats& out) {
+      part.out = out.data();
+      t.turn_4bit(part);
+    });
+    part.depth = block - 1, part.ld = k;
+    bits("rows_4bit", n, Floats(static_cast<std::size_t>(n * k), 7.0f), [&](const KernelTable& t, Floats& out) {
+      part.out = out.data();
+      t.rows_4bit(part);
+    });
+  }
   const Index run = kernels::int8_run(block), runs = k / run, width = (n + 15) / 16 * 16;
   for (const bool lanes : {false, true}) {
     const Index numbers = lanes ? x_stride : k, parts = lanes ? numbers / 8 : runs, own_stride = lanes ? runs + 4 : width;

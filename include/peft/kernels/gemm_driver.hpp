@@ -155,6 +155,7 @@ struct GemmJob::RowBlock {
         if (kc > 0) pack_b(table, p.b, n0 + j * nr, smaller(nr, n1 - n0 - j * nr), k0, kc, panel);
         for (Index i = 0; i < row_panels; ++i) {
           TileCall call;
+          call.rows = smaller(mr, rows - i * mr);
           call.k = kc;
           call.a = packed_a + row_panels * mr * (k0 - k_first) + i * mr * kc;
           call.b = panel;

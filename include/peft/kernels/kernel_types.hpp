@@ -18,8 +18,9 @@ inline constexpr Index kMaxTileRows = 14;
 inline constexpr Index kMaxTileColumns = 32;
 
 /// One tile of the matrix product: C[rows, NR] = (load_c ? C : 0) + bias + mask∘(Al·Bl) + A·B, over packed operands
-/// A [k][MR] and B [k][NR]. A full MR × NR tile of C is read and written.
+/// A [k][MR] and B [k][NR]. A full MR × NR tile of C is read and written, or, of less than MR rows that count, at least those.
 struct TileCall {
+  Index rows = kMaxTileRows;
   Index low_rank_k = 0;
   const float* low_rank_a = nullptr;
   const float* low_rank_b = nullptr;
@@ -64,19 +65,37 @@ struct ThinCall {
   Index y_stride = 0;
 };
 
-/// A few rows against rows of four-bit codes: y[i][j] = Σ_b scales[j][b]·Σ_{k in block b} x[i][k]·value[code[j][k]], i < m ≤ 4,
-/// j < n. Rows begin with a byte and with a block.
+/// A few rows against rows of four-bit codes: y[i][j] = Σ_t s_t[row + i]·l_t[column + j] +
+/// Σ_b scales[j][b]·Σ_{k in block b} x[i][k]·value[code[j][k]], i < m ≤ 4, j < n. Rows begin with a byte and with a block, whose
+/// size is a power of two. The terms come first, in the same accumulators.
 struct ThinFourBitCall {
   Index m = 0, n = 0, k = 0, block = 0;
   const float* x = nullptr;  ///< as arrange_4bit writes it
   Index x_stride = 0;
   const std::uint8_t* codes = nullptr;  ///< rows of k/2 bytes
   const float* value = nullptr;         ///< [16]
-  const float* scales = nullptr;        ///< [n][scale_stride]; three floats behind a row may be read, and are zeros unless k is
-                                        ///< a multiple of 128
+  const float* scales = nullptr;        ///< [n][scale_stride]; three floats behind a row may be read, and do not count
   Index scale_stride = 0;
   float* y = nullptr;
   Index y_stride = 0;
+  const ThinColumns* terms = nullptr;
+  Index term_count = 0;
+  Index row = 0, column = 0;  ///< of the terms: where x and codes begin
+};
+
+/// A part of a weight in four bits, decoded: value[code[j][k]] times the scale of its block, j < n, k < depth. Rows are
+/// row_bytes apart and begin, as blocks do, with a byte.
+struct FourBitPart {
+  Index n = 0, depth = 0;
+  const std::uint8_t* codes = nullptr;
+  Index row_bytes = 0;
+  const float* value = nullptr;   ///< [16]
+  const float* scales = nullptr;
+  Index scale_stride = 0;
+  Index block = 0;  ///< a power of two, from 32
+  Index phase = 0;  ///< codes of a block that stand before the first one; a multiple of 8
+  float* out = nullptr;
+  Index ld = 0;
 };
 
 /// A few rows against rows of blocks: y[i][j] = Σ_k x[i][k]·w[j][k], i < m ≤ 4, j < n. Rows are whole blocks.
@@ -185,6 +204,10 @@ struct KernelTable {
   /// A row of x in the order in which thin_4bit meets its weights; `out` holds k rounded up to 128 floats.
   void (*arrange_4bit)(Index k, const float* x, float* out) noexcept;
   void (*thin_4bit)(const ThinFourBitCall& call) noexcept;
+  /// out[k*ld + j], with scales[(phase + k)/block*scale_stride + j].
+  void (*turn_4bit)(const FourBitPart& part) noexcept;
+  /// out[j*ld + k], all of one block in each row, with scales[j].
+  void (*rows_4bit)(const FourBitPart& part) noexcept;
   /// The same step as adamw on moments in 8 bits: read, updated and written again a block at a time. The parameter takes the
   /// updated moments before they are rounded to 8 bits.
   void (*adamw_8bit)(Index n, float* param, const float* grad, const EightBitMoments& moments, const EightBitTable& m_table,

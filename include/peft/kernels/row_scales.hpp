@@ -15,33 +15,28 @@ struct RowScales {
   Index stride = 0;
 
   /// Floats that read() is given for `rows` rows.
-  static Index floats(Index rows, Index blocks) noexcept { return kMap + rows * (blocks + kBehind); }
+  static Index floats(Index rows, Index blocks) noexcept { return kMap + rows * blocks + kBehind; }
 
   /// Of rows [first, first + rows) of the n rows of w. `memory` is aligned to 64 bytes.
   static RowScales read(const FourBitOperand& w, const KernelTable& table, Index k, Index n, Index first, Index rows,
                         float* memory) noexcept {
-    const Index blocks = k / w.block;
-    // Rows of whole groups meet no scale behind their own: the next row's may stand there.
-    if (w.scales.absmax != nullptr && k % kInt8Group == 0 && first + rows < n) return {w.scales.absmax + first * blocks, blocks};
+    const Index blocks = k / w.block, begin = first * blocks, count = rows * blocks;
+    // Behind the last row of all there may be no memory.
+    if (w.scales.absmax != nullptr && first + rows < n) return {w.scales.absmax + begin, blocks};
     float* const map = memory;
     float* const own = memory + kMap;
-    const Index stride = blocks + kBehind;
-    if (w.scales.absmax == nullptr) copy_floats(w.scales.map, kMap, map);
-    for (Index j = 0; j < rows; ++j) {
-      float* const out = own + j * stride;
-      const Index from = (first + j) * blocks;
-      if (w.scales.absmax != nullptr) {
-        copy_floats(w.scales.absmax + from, blocks, out);
-      } else {
-        for (Index b = 0, count = 0; b < blocks; b += count) {
-          count = smaller(blocks - b, kNestedBlock - (from + b) % kNestedBlock);
-          table.expand_scales(count, w.scales.code + from + b, map, w.scales.nested_absmax[(from + b) / kNestedBlock],
-                              w.scales.offset, out + b);
-        }
+    if (w.scales.absmax != nullptr) {
+      copy_floats(w.scales.absmax + begin, count, own);
+    } else {
+      copy_floats(w.scales.map, kMap, map);
+      for (Index b = 0, part = 0; b < count; b += part) {
+        part = smaller(count - b, kNestedBlock - (begin + b) % kNestedBlock);
+        table.expand_scales(part, w.scales.code + begin + b, map, w.scales.nested_absmax[(begin + b) / kNestedBlock],
+                            w.scales.offset, own + b);
       }
-      fill_floats(out + blocks, kBehind, 0.0f);
     }
-    return {own, stride};
+    fill_floats(own + count, kBehind, 0.0f);
+    return {own, blocks};
   }
 
  private:

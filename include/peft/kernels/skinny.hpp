@@ -102,6 +102,11 @@ void skinny_gradient(Index m, Index k, Index r, const float* s, Index s_stride, 
     fill_floats(sums, r * n, 0.0f);
     for (Index i = 0; i < m; i += kSkinnyDepth) {
       const Index rows = smaller(kSkinnyDepth, m - i);
+      if (x_type == DType::kF32 && mask.bits == nullptr) {
+        const float* const direct = static_cast<const float*>(x) + i * x_stride + first;
+        t.outer_update(rows, r, n, s + i * s_stride, s_stride, 1, direct, x_stride, sums, n);
+        continue;
+      }
       widen_masked(t, x, x_stride, x_type, mask, i, rows, first, n, k, memory);
       t.outer_update(rows, r, n, s + i * s_stride, s_stride, 1, memory, n, sums, n);
     }

@@ -62,6 +62,28 @@ inline void store_columns(const GemmProblem& p, const KernelTable& table, Index 
   table.narrow(count, sums, p.c_type, c);
 }
 
+/// The low-rank terms of a product of a few rows, their scales in them, as kernels take them.
+struct ThinTerms {
+  static_assert(sizeof(ThinColumns) % sizeof(float) == 0 && alignof(ThinColumns) <= kAlignment);
+
+  /// Of memory, which is aligned to kAlignment.
+  static Index floats(const GemmProblem& p) noexcept {
+    return p.low_rank_count * static_cast<Index>(sizeof(ThinColumns) / sizeof(float)) + p.m * total_rank(p);
+  }
+  static const ThinColumns* make(const GemmProblem& p, float* memory) noexcept {
+    ThinColumns* const terms = reinterpret_cast<ThinColumns*>(memory);
+    float* s = memory + floats(p) - p.m * total_rank(p);
+    for (Index t = 0; t < p.low_rank_count; ++t) {
+      const LowRankColumns& term = p.low_rank[t];
+      new (terms + t) ThinColumns{s, term.rank, term.l, term.l_stride, term.rank};
+      for (Index i = 0; i < p.m; ++i, s += term.rank) {
+        for (Index q = 0; q < term.rank; ++q) s[q] = term.scale * term.s[i * term.s_stride + q];
+      }
+    }
+    return terms;
+  }
+};
+
 /// A product with its rows in float and its terms with their scales in them.
 struct ThinJob {
   const GemmProblem& p;
@@ -99,24 +121,14 @@ struct ThinJob {
 
 /// Runs `p`, which is_thin(). Same bits for any number of threads.
 inline void thin_gemm(const GemmProblem& p, const KernelTable& table, ExecutorRef executor) {
-  static_assert(sizeof(ThinColumns) % sizeof(float) == 0 && alignof(ThinColumns) <= kAlignment);
-  constexpr Index kFloatsPerTerm = sizeof(ThinColumns) / sizeof(float);
   const bool direct = p.a.type == DType::kF32;
-  float* const memory = scratch(ScratchSlot::kThin, p.low_rank_count * kFloatsPerTerm + p.m * total_rank(p) +
-                                                        (direct ? 0 : p.m * p.k));
-  ThinColumns* const terms = reinterpret_cast<ThinColumns*>(memory);
-  float* floats = memory + p.low_rank_count * kFloatsPerTerm;
-  for (Index t = 0; t < p.low_rank_count; ++t) {
-    const LowRankColumns& term = p.low_rank[t];
-    new (terms + t) ThinColumns{floats, term.rank, term.l, term.l_stride, term.rank};
-    for (Index i = 0; i < p.m; ++i, floats += term.rank) {
-      for (Index q = 0; q < term.rank; ++q) floats[q] = term.scale * term.s[i * term.s_stride + q];
-    }
-  }
+  float* const memory = scratch(ScratchSlot::kThin, ThinTerms::floats(p) + (direct ? 0 : p.m * p.k));
+  const ThinColumns* const terms = ThinTerms::make(p, memory);
+  float* const widened = memory + ThinTerms::floats(p);
   for (Index i = 0; i < p.m && !direct; ++i) {
-    table.widen(p.k, element(p.a.data, i * p.a.stride, p.a.type), p.a.type, floats + i * p.k);
+    table.widen(p.k, element(p.a.data, i * p.a.stride, p.a.type), p.a.type, widened + i * p.k);
   }
-  const float* const x = direct ? static_cast<const float*>(p.a.data) : floats;
+  const float* const x = direct ? static_cast<const float*>(p.a.data) : widened;
   parallel_for_ranges(executor, p.n, thin_grain(p.n), ThinJob{p, table, x, direct ? p.a.stride : p.k, terms});
 }
 

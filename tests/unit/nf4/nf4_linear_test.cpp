@@ -55,6 +55,13 @@ Tensor quantized(MatrixView<const float> weight, Index block, bool nested) {
   }
 }
 
+template <class Tensor>
+Matrix<float> values_of(const Tensor& tensor) {
+  Matrix<float> values(tensor.rows(), tensor.cols());
+  tensor.template dequantize<float>(values.view());
+  return values;
+}
+
 template <class Tensor, class T>
 void check(const Case& c, std::uint64_t seed) {
   CAPTURE(c.rows, c.in, c.out, c.block, c.nested, c.bias, c.rank, seed, Tensor::kLayer, name_of(dtype_of<T>()));
@@ -142,6 +149,60 @@ TEST_CASE("Nf4Linear multiplies a few rows out of its codes, over every part of 
   }
 }
 
+TEST_CASE("Panels of four bits are the dequantised values, bit for bit, and nothing beside them is written") {
+  Philox rng(600);
+  for (const Index block : {32, 64, 256}) {
+    for (const Index in : {2 * block, 5 * block, Index{75}}) {
+      const Index out = 301;
+      const Nf4Tensor tensor = quantized<Nf4Tensor>(random_matrix<float>(rng, out, in).view(), block, in != 2 * block);
+      const Matrix<float> stored = values_of(tensor);
+      const Nf4Linear layer(tensor);
+      const auto compare = [&](Index n0, Index nc, Index k0, Index kc, Order order) {
+        CAPTURE(block, in, n0, nc, k0, kc, order == Order::kForward);
+        const Index ld = nc + 3;
+        Matrix<float> panel(kc, ld);
+        for (float& value : panel.flat()) value = 77.0f;
+        layer.fill_panel(n0, nc, k0, kc, panel.data(), ld, order);
+        bool right = true;
+        for (Index i = 0; i < kc; ++i) {
+          for (Index j = 0; j < ld; ++j) {
+            const float expected = j >= nc ? 77.0f : order == Order::kForward ? stored(n0 + j, k0 + i) : stored(k0 + i, n0 + j);
+            right = right && std::memcmp(&panel(i, j), &expected, sizeof(float)) == 0;
+          }
+        }
+        REQUIRE(right);
+      };
+      for (const Index nc : {1, 4, 12, 16, 31, 32, 40}) {
+        for (const Index first : {Index{0}, Index{8}, in - in % 8 - 8}) {
+          compare(5, nc, first, std::min<Index>(in - first, 3 + 8 * nc), Order::kForward);
+        }
+        for (const Index first : {Index{0}, Index{12}, Index{17}}) {
+          compare(first, std::min(nc, in - first), 3, 1 + 7 * nc, Order::kBackward);
+        }
+      }
+      compare(9, 32, 0, in, Order::kForward);
+      compare(0, in, 0, out, Order::kBackward);
+    }
+  }
+}
+
+TEST_CASE("A scale that is no number stays in its row of a product of one row") {
+  Philox rng(601);
+  const Matrix<float> w = random_matrix<float>(rng, 6, 64), x = random_matrix<float>(rng, 1, 64);
+  for (const Index block : {32, 64}) {
+    const Nf4Tensor tensor = quantized<Nf4Tensor>(w.view(), block, false);
+    FourBitStorage storage = tensor.storage();
+    Buffer<float> scales(storage.absmax.size);
+    std::copy(storage.absmax.begin(), storage.absmax.end(), scales.begin());
+    for (Index i = 3 * (64 / block); i < 4 * (64 / block); ++i) scales[i] = std::numeric_limits<float>::infinity();
+    storage.absmax = std::as_const(scales).view();
+    Matrix<float> y(1, 6), expected(1, 6);
+    Nf4Linear(Nf4Tensor(storage)).forward<float>(x.view(), y.view());
+    Nf4Linear(tensor).forward<float>(x.view(), expected.view());
+    for (Index j = 0; j < 6; ++j) CHECK((j == 3 ? !is_finite(y(0, j)) : y(0, j) == expected(0, j)));
+  }
+}
+
 TEST_CASE("Nf4Linear multiplies in every activation type, and Fp4Linear over FP4's values") {
   const Case cases[] = {{1, 128, 40, 64, false, true, 2}, {20, 96, 33, 64, true, false, 0}, {17, 77, 50, 32, true, true, 3}};
   std::uint64_t seed = 1000;
@@ -169,12 +230,6 @@ TEST_CASE("Int8Linear multiplies over every shape of tiles and rows, in every ac
 
 namespace {
 
-template <class Tensor>
-Matrix<float> values_of(const Tensor& tensor) {
-  Matrix<float> values(tensor.rows(), tensor.cols());
-  tensor.template dequantize<float>(values.view());
-  return values;
-}
 bool same(const Matrix<float>& a, const Matrix<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(float)) == 0;
 }

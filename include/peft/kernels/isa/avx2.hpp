@@ -223,6 +223,7 @@ PEFT_ALWAYS_INLINE U unext_nibble(U words) noexcept { return _mm256_srli_epi32(w
 PEFT_ALWAYS_INLINE V vspread(const float* p, Index parts) noexcept {
   return parts == 1 ? vset1(*p) : _mm256_insertf128_ps(vset1(p[0]), _mm_set1_ps(p[1]), 1);
 }
+PEFT_ALWAYS_INLINE V vfirst(V v, Index n) noexcept { return _mm256_and_ps(v, _mm256_castsi256_ps(part_mask(n))); }
 
 // Words of bits, and look-ups in long tables, for codes of 8 bits; see scalar.hpp.
 PEFT_ALWAYS_INLINE U ubits(V v) noexcept { return _mm256_castps_si256(v); }

@@ -228,6 +228,7 @@ PEFT_ALWAYS_INLINE V vspread(const float* p, Index parts) noexcept {
   const V numbers = _mm512_maskz_broadcast_f32x4(kAll, _mm_loadu_ps(p));
   return _mm512_maskz_permutexvar_ps(kAll, parts == 2 ? halves : quarters, numbers);
 }
+PEFT_ALWAYS_INLINE V vfirst(V v, Index n) noexcept { return _mm512_maskz_mov_ps(part_mask(n), v); }
 
 // Words of bits, and look-ups in long tables, for codes of 8 bits; see scalar.hpp.
 PEFT_ALWAYS_INLINE U ubits(V v) noexcept { return _mm512_castps_si512(v); }

@@ -189,6 +189,10 @@ PEFT_ALWAYS_INLINE U uload_part(const std::uint8_t* p, Index words) noexcept {
 PEFT_ALWAYS_INLINE U unext_nibble(U words) noexcept { return vshrq_n_u32(words, 4); }
 /// A vector of words is 32 weights, of one block always.
 PEFT_ALWAYS_INLINE V vspread(const float* p, Index) noexcept { return vdupq_n_f32(*p); }
+PEFT_ALWAYS_INLINE V vfirst(V v, Index n) noexcept {
+  const U kept = vcltq_u32(ucount_from(0), vdupq_n_u32(static_cast<std::uint32_t>(n)));
+  return vreinterpretq_f32_u32(vandq_u32(kept, vreinterpretq_u32_f32(v)));
+}
 
 // Words of bits, and look-ups in long tables, for codes of 8 bits; see scalar.hpp.
 PEFT_ALWAYS_INLINE U ubits(V v) noexcept { return vreinterpretq_u32_f32(v); }

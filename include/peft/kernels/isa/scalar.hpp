@@ -135,6 +135,8 @@ PEFT_ALWAYS_INLINE U uload_part(const std::uint8_t* p, Index words) noexcept { r
 PEFT_ALWAYS_INLINE U unext_nibble(U words) noexcept { return words >> 4; }
 /// The first `parts` of four numbers, each in as many lanes: parts is 1, 2 or 4 (and 1 for less than 64 weights a vector).
 PEFT_ALWAYS_INLINE V vspread(const float* p, Index) noexcept { return *p; }
+/// The first n lanes of v; the rest is 0.
+PEFT_ALWAYS_INLINE V vfirst(V v, Index n) noexcept { return n > 0 ? v : 0.0f; }
 
 // Words of bits, and look-ups in long tables, for codes of 8 bits.
 PEFT_ALWAYS_INLINE U ubits(V v) noexcept { return std::bit_cast<U>(v); }
