@@ -74,7 +74,8 @@ void add_merge_products(std::span<const BasicMergeTerm<Accumulator<W>>> terms, M
     ColumnList columns;
     for (const auto& term : terms) {
       if (term.a.empty()) continue;
-      columns.push({term.b.data, term.b.stride, term.a.rows, term.a.data, term.a.stride, false, term.scale});
+      columns.push(
+          kernels::LowRankColumns{term.b.data, term.b.stride, term.a.rows, term.a.data, term.a.stride, false, term.scale});
     }
     columns.give_to(problem);
     problem.m = weight.rows;

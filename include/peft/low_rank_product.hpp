@@ -215,7 +215,8 @@ void add_input_grad_terms(std::span<const BasicInputGradTerm<Accumulator<T>>> te
     } else {
       kernels::GemmProblem problem = input_grad_problem(dx, Accumulate::kAdd);
       ColumnList columns;
-      columns.push({term.ds.data, term.ds.stride, term.ds.cols, term.a.data, term.a.stride, false, 1.0f});
+      columns.push(
+          kernels::LowRankColumns{term.ds.data, term.ds.stride, term.ds.cols, term.a.data, term.a.stride, false, 1.0f});
       columns.give_to(problem);
       problem.low_rank_mask = term.mask;
       kernels::gemm(problem, executor);
@@ -237,7 +238,7 @@ void panel_backward(const L& base, MatrixView<const T> dy, std::span<const Basic
   std::size_t fused = 0;
   for (; fused < terms.size() && terms[fused].mask.bits == terms[0].mask.bits && !terms[fused].a.empty(); ++fused) {
     const auto& term = terms[fused];
-    columns.push({term.ds.data, term.ds.stride, term.ds.cols, term.a.data, term.a.stride, false, 1.0f});
+    columns.push(kernels::LowRankColumns{term.ds.data, term.ds.stride, term.ds.cols, term.a.data, term.a.stride, false, 1.0f});
   }
   columns.give_to(problem);
   if (fused > 0) problem.low_rank_mask = terms[0].mask;

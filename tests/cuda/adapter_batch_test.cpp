@@ -117,7 +117,7 @@ TEST_CASE("CUDA: an adapter's rows have the same bits whatever else is in the ba
   const Outputs mixed = check<f16>({{8, 0, {3}}, {16, 0, range(4, 70)}}, 72, 1100, 64, 0, 80);
   for (std::size_t q = 0; q < 8; ++q) REQUIRE(alone.s[q] == mixed.s[q]);
   for (std::size_t j = 0; j < 64; ++j) REQUIRE(alone.y[3 * 64 + j] == mixed.y[3 * 64 + j]);
-  for (const std::uint64_t seed : {1, 2}) {
+  for (const std::uint64_t seed : {1u, 2u}) {
     peft_emulator::Options options;
     options.seed = seed;
     options.random_schedule = true;

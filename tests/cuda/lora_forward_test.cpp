@@ -100,7 +100,7 @@ TEST_CASE("CUDA: the fused LoRA forward has the same bits in any order of thread
     return y.values();
   };
   const auto first = run(0);
-  for (const std::uint64_t seed : {1, 2, 3}) REQUIRE(run(seed) == first);
+  for (const std::uint64_t seed : {1u, 2u, 3u}) REQUIRE(run(seed) == first);
 }
 
 TEST_CASE("CUDA: the fused LoRA forward moves each operand once a block, in whole sectors", "[cuda]") {

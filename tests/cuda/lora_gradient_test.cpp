@@ -198,7 +198,7 @@ TEST_CASE("CUDA: gradients of a LoRA layer have the same bits in any order of th
   const Shape shape{530, 136, 40, 8, 0.25f};
   const auto first = backward<f16>(shape, 80);
   const auto first_da = factor_grad<f16>(shape, 80);
-  for (const std::uint64_t seed : {1, 2}) {
+  for (const std::uint64_t seed : {1u, 2u}) {
     peft_emulator::Options options;
     options.seed = seed;
     options.random_schedule = true;

@@ -69,7 +69,7 @@ TEST_CASE("CUDA: lora_shrink equals its sums in double", "[cuda]") {
 TEST_CASE("CUDA: lora_shrink has the same bits in any order of threads", "[cuda]") {
   const Shape shape{20, 1100, 8, 0.25f};
   const auto first = shrunk<f16>(shape, 80);
-  for (const std::uint64_t seed : {1, 2, 3}) {
+  for (const std::uint64_t seed : {1u, 2u, 3u}) {
     peft_emulator::Options options;
     options.seed = seed;
     options.random_schedule = true;
