@@ -21,8 +21,8 @@ struct RowScales {
   static RowScales read(const FourBitOperand& w, const KernelTable& table, Index k, Index n, Index first, Index rows,
                         float* memory) noexcept {
     const Index blocks = k / w.block, begin = first * blocks, count = rows * blocks;
-    // Behind the last row of all there may be no memory.
-    if (w.scales.absmax != nullptr && first + rows < n) return {w.scales.absmax + begin, blocks};
+    // Where what kernels may read behind the rows is still the weight's.
+    if (w.scales.absmax != nullptr && begin + count + kBehind <= n * blocks) return {w.scales.absmax + begin, blocks};
     float* const map = memory;
     float* const own = memory + kMap;
     if (w.scales.absmax != nullptr) {
