@@ -14,8 +14,10 @@ import argparse
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
+import tempfile
+
+from json_run import result_of
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
@@ -44,29 +46,20 @@ METHODS = {
 }
 
 
-def run(command):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"method_losses: {' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def ours(options, method, seed):
-    import tempfile
-
     rate, arguments = METHODS[method]
     with tempfile.TemporaryDirectory() as folder:
-        return run([options.program, "train", "--model", options.model, "--data", options.data / "medquad-train.jsonl", "--val",
-                    options.data / "medquad-val.jsonl", "--max-records", 160, "--max-val-records", 40, "--out",
-                    pathlib.Path(folder) / "run", "--method", method, "--batch", 4, "--accumulate", 4, "--epochs", 1, "--lr", rate,
-                    "--max-length", 256, "--seed", seed, "--threads", options.threads, "--json", *arguments])
+        return result_of([options.program, "train", "--model", options.model, "--data", options.data / "medquad-train.jsonl", "--val",
+                          options.data / "medquad-val.jsonl", "--max-records", 160, "--max-val-records", 40, "--out",
+                          pathlib.Path(folder) / "run", "--method", method, "--batch", 4, "--accumulate", 4, "--epochs", 1, "--lr", rate,
+                          "--max-length", 256, "--seed", seed, "--threads", options.threads, "--json", *arguments])
 
 
 def theirs(options, method, seed):
     environment = options.adapters_env if method in ("adapter", "houlsby") else options.env
-    return run([environment / "bin" / "python", HERE / "peers" / "medquad_job.py", options.model,
-                options.data / "medquad-train.jsonl", options.data / "medquad-val.jsonl", "f32", method, METHODS[method][0], seed,
-                options.threads])
+    return result_of([environment / "bin" / "python", HERE / "peers" / "medquad_job.py", options.model,
+                      options.data / "medquad-train.jsonl", options.data / "medquad-val.jsonl", "f32", method, METHODS[method][0], seed,
+                      options.threads])
 
 
 def table(path):

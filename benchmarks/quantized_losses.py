@@ -9,20 +9,13 @@ than 2e-3, where FP4 is not worse than NF4, or where quantising twice costs more
 """
 
 import argparse
-import json
 import pathlib
-import subprocess
 import sys
+
+from json_run import result_of
 
 HERE = pathlib.Path(__file__).resolve().parent
 KINDS = {"f32": ["f32"], "nf4": ["nf4"], "nf4_single": ["nf4", "--no-double-quant"], "fp4": ["fp4", "--no-double-quant"]}
-
-
-def run(command):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"quantized_losses: {' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def main():
@@ -37,10 +30,10 @@ def main():
     losses, good = {}, True
     print("| weights | peft (C++) | transformers + bitsandbytes | difference |\n|---|---|---|---|")
     for kind, arguments in KINDS.items():
-        ours = run([options.program, "eval", "--model", options.model, "--data", options.data, "--metrics", "loss", "--max-length", 256,
-                    "--json", "--dtype", *arguments, *some])["loss"]
-        theirs = run([options.env / "bin" / "python", HERE / "peers" / "quantized_loss.py", options.model, options.data, kind,
-                      options.records])["loss"]
+        ours = result_of([options.program, "eval", "--model", options.model, "--data", options.data, "--metrics", "loss",
+                          "--max-length", 256, "--json", "--dtype", *arguments, *some])["loss"]
+        theirs = result_of([options.env / "bin" / "python", HERE / "peers" / "quantized_loss.py", options.model, options.data, kind,
+                            options.records])["loss"]
         losses[kind] = ours
         good = good and abs(ours - theirs) <= 2e-3
         print(f"| {kind} | {ours:.5f} | {theirs:.5f} | {ours - theirs:+.5f} |", flush=True)

@@ -12,12 +12,11 @@ to --out, a line each: of runs with 5 epochs the table takes accuracies, of the 
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
+
+from json_run import result_of
 
 HERE = pathlib.Path(__file__).resolve().parent
 METHODS = {
@@ -32,22 +31,14 @@ METHODS = {
 OWN_HEAD = "_own_head"  # AdapterHub's two-layer head, as peers/routing.py names it
 
 
-def run(command):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "2"})
-    if done.returncode != 0:
-        sys.exit(f"routing: {' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def ours(args, method, seed):
     with tempfile.TemporaryDirectory() as folder:
-        result = run([args.program, "train", "--task", "classify", "--model", args.model, "--threads", "2", "--json",
-                      "--data", args.data / "routing-train.jsonl", "--val", args.data / "routing-val.jsonl",
-                      "--test", args.data / "routing-test.jsonl", "--out", pathlib.Path(folder) / "run", "--method",
-                      method.removesuffix(OWN_HEAD),
-                      "--epochs", args.epochs, "--batch", "16", "--accumulate", "1", "--max-length", "128", "--seed", seed,
-                      *METHODS[method]])
+        result = result_of([args.program, "train", "--task", "classify", "--model", args.model, "--threads", "2", "--json",
+                            "--data", args.data / "routing-train.jsonl", "--val", args.data / "routing-val.jsonl",
+                            "--test", args.data / "routing-test.jsonl", "--out", pathlib.Path(folder) / "run", "--method",
+                            method.removesuffix(OWN_HEAD),
+                            "--epochs", args.epochs, "--batch", "16", "--accumulate", "1", "--max-length", "128", "--seed", seed,
+                            *METHODS[method]], OMP_NUM_THREADS="2")
     return {"side": "ours", "method": method, "seed": seed, "epochs": args.epochs, "accuracy": result["test"]["accuracy"],
             "macro_f1": result["test"]["macro_f1"], "tok_s": result["tok_s"], "peak_mib": result["peak_rss_mib"]}
 
@@ -58,8 +49,9 @@ def environment_of(args, method):
 
 def theirs(args, method, seed):
     environment = environment_of(args, method)
-    result = run([environment / "bin" / "python", HERE / "peers" / "routing.py", args.model, args.data / "routing-train.jsonl",
-                  args.data / "routing-test.jsonl", method, seed, args.epochs])
+    result = result_of([environment / "bin" / "python", HERE / "peers" / "routing.py", args.model,
+                        args.data / "routing-train.jsonl", args.data / "routing-test.jsonl", method, seed, args.epochs],
+                       OMP_NUM_THREADS="2")
     return {"side": "python", "method": method, "seed": seed, "epochs": args.epochs, "accuracy": result["accuracy"], "tok_s": result["tok/s"],
             "peak_mib": result["peak_MiB"]}
 

@@ -6,13 +6,14 @@ TEXT = "Answer the medical question clearly and correctly."
 def peft_config(method, steps):
     import peft
 
+    from common import lora_of
+
     llm = {"task_type": "CAUSAL_LM"}
     attention = {"target_modules": ["q_proj", "v_proj"], **llm}
-    low_rank = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.05, **attention}
     return {
-        "lora": lambda: peft.LoraConfig(**low_rank),
-        "rslora": lambda: peft.LoraConfig(**low_rank, use_rslora=True),
-        "dora": lambda: peft.LoraConfig(**low_rank, use_dora=True),
+        "lora": lambda: lora_of(False),
+        "rslora": lambda: lora_of(False, use_rslora=True),
+        "dora": lambda: lora_of(False, use_dora=True),
         "ia3": lambda: peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], **llm),
         "vera": lambda: peft.VeraConfig(r=64, **attention),
         "loha": lambda: peft.LoHaConfig(r=8, alpha=8, **attention),
