@@ -6,10 +6,10 @@
 #include <span>
 #include <utility>
 
-#include "peft/cuda/check_shape.hpp"
 #include "peft/cuda/context.hpp"
 #include "peft/cuda/device_matrix.hpp"
 #include "peft/cuda/linear.hpp"
+#include "peft/cuda/linear_terms.hpp"
 #include "peft/cuda/lora_launch.hpp"
 #include "peft/cuda/lora_route.hpp"
 #include "peft/cuda/transfer.hpp"
@@ -54,7 +54,7 @@ class DenseLinear {
 
   /// y = x·Wᵀ + bias, by cuBLASLt. Throws ShapeError, CudaError.
   void forward(DeviceMatrixView<const T> x, DeviceMatrixView<T> y, Context& context) const {
-    check_forward("cuda::DenseLinear::forward", x, y);
+    detail::check_forward("cuda::DenseLinear::forward", *this, x, y);
     product(x, weight(), y, context);
   }
 
@@ -74,18 +74,13 @@ class DenseLinear {
   /// By our kernel: one accumulator over in + r columns. The term is over all rows.
   void forward_fused(DeviceMatrixView<const T> x, const DeviceLowRankTerm<T>& term, DeviceMatrixView<T> y,
                      Context& context) const {
-    check_forward("cuda::DenseLinear::forward_fused", x, y);
-    check_term("cuda::DenseLinear::forward_fused", term, y);
+    detail::check_forward("cuda::DenseLinear::forward_fused", *this, x, y);
+    detail::check_term("cuda::DenseLinear::forward_fused", *this, term, y);
     detail::launch_lora_forward<T>(x, weight(), bias_.empty() ? nullptr : bias_.data(), term.s, term.b, term.scale, y, context);
   }
   /// y += Σ scale·S·Bᵀ, by cuBLASLt.
   void add_terms(std::span<const DeviceLowRankTerm<T>> terms, DeviceMatrixView<T> y, Context& context) const {
-    for (const DeviceLowRankTerm<T>& term : terms) {
-      check_term("cuda::DenseLinear::add_terms", term, y);
-      if (term.rows == 0 || term.s.cols == 0) continue;
-      context.matmul()(Transpose::kNo, term.s, Transpose::kYes, term.b, term.scale, 1.0f, static_cast<const T*>(nullptr),
-                       y.row_range(term.first_row, term.rows), context.stream());
-    }
+    detail::add_terms("cuda::DenseLinear::add_terms", *this, terms, y, context);
   }
 
   /// Columns that stand behind W's, for one adapter's s·B.
@@ -104,7 +99,7 @@ class DenseLinear {
   }
   /// y = [x | S]·[W | s·B]ᵀ + bias, one product of cuBLASLt; S stands in the first r spare columns of x.
   void forward_widened(DeviceMatrixView<const T> x, Index r, DeviceMatrixView<T> y, Context& context) const {
-    check_forward("cuda::DenseLinear::forward_widened", x, y);
+    detail::check_forward("cuda::DenseLinear::forward_widened", *this, x, y);
     if (r < 1 || r > weight_.spare() || r > x.spare) {
       fail<ShapeError>(
           "cuda::DenseLinear::forward_widened: {} low-rank columns; W has {} spare ones and x {}; expected both to "
@@ -116,7 +111,7 @@ class DenseLinear {
 
   /// dx = dy·W. Throws ShapeError, CudaError.
   void backward_input(DeviceMatrixView<const T> dy, DeviceMatrixView<T> dx, Context& context) const {
-    check_backward("cuda::DenseLinear::backward_input", dy, dx);
+    detail::check_backward("cuda::DenseLinear::backward_input", *this, dy, dx);
     context.matmul()(Transpose::kNo, dy, Transpose::kNo, weight(), 1.0f, 0.0f, static_cast<const T*>(nullptr), dx,
                      context.stream());
   }
@@ -124,19 +119,8 @@ class DenseLinear {
   void backward_low_rank(DeviceMatrixView<const T> dy, std::span<const DeviceInputGradTerm<T>> terms, DeviceMatrixView<T> dx,
                          Context& context) const {
     constexpr std::string_view kWho = "cuda::DenseLinear::backward_low_rank";
-    check_backward(kWho, dy, dx);
-    for (const DeviceInputGradTerm<T>& term : terms) {
-      detail::check_shape(kWho, "dS", term.ds, dy.rows, term.a.rows);
-      detail::check_shape(kWho, "A", term.a, term.a.rows, in_features());
-    }
-    std::size_t fused = terms.size();
-    for (std::size_t i = 0; i < terms.size(); ++i) {
-      if (terms[i].mask.bits == nullptr) continue;
-      if (fused != terms.size()) {
-        fail<ConfigError>("{}: terms {} and {} both have a dropout mask; expected one at most", kWho, fused, i);
-      }
-      fused = i;
-    }
+    detail::check_backward(kWho, *this, dy, dx);
+    std::size_t fused = detail::masked_term(kWho, *this, dy.rows, terms);
     const LoraRoute route = choose_lora_route({dtype_of<T>(), context.device().sm, dy.rows, false});
     if (fused == terms.size() && !terms.empty() && route == LoraRoute::kFused) fused = 0;
     if (fused != terms.size()) {
@@ -144,35 +128,13 @@ class DenseLinear {
     } else {
       backward_input(dy, dx, context);
     }
-    for (std::size_t i = 0; i < terms.size(); ++i) {
-      if (i == fused) continue;
-      context.matmul()(Transpose::kNo, terms[i].ds, Transpose::kNo, terms[i].a, 1.0f, 1.0f, static_cast<const T*>(nullptr), dx,
-                       context.stream());
-    }
+    detail::add_input_grad_terms(terms, fused, dx, context);
   }
 
  private:
   void product(DeviceMatrixView<const T> x, DeviceMatrixView<const T> w, DeviceMatrixView<T> y, Context& context) const {
     context.matmul()(Transpose::kNo, x, Transpose::kYes, w, 1.0f, 0.0f, bias_.empty() ? nullptr : bias_.data(), y,
                      context.stream());
-  }
-  void check_forward(std::string_view who, DeviceMatrixView<const T> x, DeviceMatrixView<T> y) const {
-    detail::check_shape(who, "x", x, x.rows, in_features());
-    detail::check_shape(who, "y", y, x.rows, out_features());
-    detail::check_no_alias(who, "y", y, "x", x);
-  }
-  void check_backward(std::string_view who, DeviceMatrixView<const T> dy, DeviceMatrixView<T> dx) const {
-    detail::check_shape(who, "dy", dy, dy.rows, out_features());
-    detail::check_shape(who, "dx", dx, dy.rows, in_features());
-    detail::check_no_alias(who, "dx", dx, "dy", dy);
-  }
-  void check_term(std::string_view who, const DeviceLowRankTerm<T>& term, DeviceMatrixView<T> y) const {
-    if (term.first_row < 0 || term.rows < 0 || term.rows > y.rows - term.first_row) {
-      fail<ShapeError>("{}: a term over rows {} to {}; expected rows within 0 to {}", who, term.first_row,
-                       term.first_row + term.rows, y.rows);
-    }
-    detail::check_shape(who, "S", term.s, term.rows, term.b.cols);
-    detail::check_shape(who, "B", term.b, out_features(), term.s.cols);
   }
 
   DeviceMatrix<T> weight_;

@@ -43,17 +43,32 @@ inline std::string no_device_reason() {
   return fmt::format("{} ({})", cudaGetErrorName(code), cudaGetErrorString(code));
 }
 
+namespace detail {
+inline int current_index() {
+  int index = 0;
+  check(cudaGetDevice(&index), "current_device: asking which");
+  return index;
+}
+inline int attribute_of(int device, cudaDeviceAttr which) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "current_device: attribute {} of device {}", static_cast<int>(which),
+        device);
+  return value;
+}
+inline int sm_of(int device) {
+  return 10 * attribute_of(device, cudaDevAttrComputeCapabilityMajor) + attribute_of(device, cudaDevAttrComputeCapabilityMinor);
+}
+}  // namespace detail
+
+/// DeviceInfo::sm of the calling thread's current device, without the rest, which takes longer. Throws CudaError.
+inline int current_sm() { return detail::sm_of(detail::current_index()); }
+
 /// Of the calling thread's current device. Throws CudaError.
 inline DeviceInfo current_device() {
   DeviceInfo info;
-  check(cudaGetDevice(&info.index), "current_device: asking which");
-  const auto attribute = [&info](cudaDeviceAttr which) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, which, info.index), "current_device: attribute {} of device {}",
-          static_cast<int>(which), info.index);
-    return value;
-  };
-  info.sm = 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+  info.index = detail::current_index();
+  const auto attribute = [&info](cudaDeviceAttr which) { return detail::attribute_of(info.index, which); };
+  info.sm = detail::sm_of(info.index);
   info.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
   info.l2_bytes = attribute(cudaDevAttrL2CacheSize);
   info.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);

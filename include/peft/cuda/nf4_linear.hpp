@@ -7,10 +7,10 @@
 #include <span>
 #include <utility>
 
-#include "peft/cuda/check_shape.hpp"
 #include "peft/cuda/four_bit_launch.hpp"
 #include "peft/cuda/four_bit_product.hpp"
 #include "peft/cuda/linear.hpp"
+#include "peft/cuda/linear_terms.hpp"
 #include "peft/cuda/lora_launch.hpp"
 #include "peft/cuda/nf4_tensor.hpp"
 #include "peft/cuda/transfer.hpp"
@@ -79,15 +79,15 @@ class FourBitLinear {
   /// By our kernel, with the term, which is over all rows or has an empty S.
   void forward_packed(DeviceMatrixView<const T> x, const DeviceLowRankTerm<T>& term, DeviceMatrixView<T> y,
                       Context& context) const {
-    check_forward("cuda::FourBitLinear::forward", x, y);
-    if (term.s.cols > 0) check_term("cuda::FourBitLinear::forward", term, y);
+    detail::check_forward("cuda::FourBitLinear::forward", *this, x, y);
+    if (term.s.cols > 0) detail::check_term("cuda::FourBitLinear::forward", *this, term, y);
     if (x.rows == 0) return;
     detail::launch_four_bit_forward<T>(x, weight_.packed(), bias_.empty() ? nullptr : bias_.data(), term.s, term.b, term.scale,
                                        y, context);
   }
   /// By cuBLASLt over W's rows decoded into scratch memory, a panel at a time.
   void forward_panel(DeviceMatrixView<const T> x, DeviceMatrixView<T> y, Context& context) const {
-    check_forward("cuda::FourBitLinear::forward", x, y);
+    detail::check_forward("cuda::FourBitLinear::forward", *this, x, y);
     if (x.rows == 0) return;
     Context::Scratch scratch(context);
     const Index stride = aligned_stride<T>(in_features()), at_once = rows_at_once();
@@ -102,12 +102,7 @@ class FourBitLinear {
   }
   /// y += Σ scale·S·Bᵀ, by cuBLASLt.
   void add_terms(std::span<const DeviceLowRankTerm<T>> terms, DeviceMatrixView<T> y, Context& context) const {
-    for (const DeviceLowRankTerm<T>& term : terms) {
-      check_term("cuda::FourBitLinear::forward", term, y);
-      if (term.rows == 0 || term.s.cols == 0) continue;
-      context.matmul()(Transpose::kNo, term.s, Transpose::kYes, term.b, term.scale, 1.0f, static_cast<const T*>(nullptr),
-                       y.row_range(term.first_row, term.rows), context.stream());
-    }
+    detail::add_terms("cuda::FourBitLinear::forward", *this, terms, y, context);
   }
 
   /// dx = dy·W. Throws ShapeError, CudaError.
@@ -118,34 +113,20 @@ class FourBitLinear {
   void backward_low_rank(DeviceMatrixView<const T> dy, std::span<const DeviceInputGradTerm<T>> terms, DeviceMatrixView<T> dx,
                          Context& context) const {
     constexpr std::string_view kWho = "cuda::FourBitLinear::backward_low_rank";
-    detail::check_shape(kWho, "dy", dy, dy.rows, out_features());
-    detail::check_shape(kWho, "dx", dx, dy.rows, in_features());
-    detail::check_no_alias(kWho, "dx", dx, "dy", dy);
-    std::size_t fused = 0;
-    Index masks = 0;
-    for (std::size_t i = 0; i < terms.size(); ++i) {
-      detail::check_shape(kWho, "dS", terms[i].ds, dy.rows, terms[i].a.rows);
-      detail::check_shape(kWho, "A", terms[i].a, terms[i].a.rows, in_features());
-      if (terms[i].mask.bits == nullptr) continue;
-      fused = i;
-      ++masks;
-    }
-    if (masks > 1) fail<ConfigError>("{}: {} terms have a dropout mask; expected one at most", kWho, masks);
+    detail::check_backward(kWho, *this, dy, dx);
+    const std::size_t masked = detail::masked_term(kWho, *this, dy.rows, terms);
     if (dy.rows == 0) return;
     const bool in_panels = choose_four_bit_product({dtype_of<T>(), context.device().sm, dy.rows}) == FourBitProduct::kPanel &&
-                           masks == 0 && rows_at_once() == out_features();
+                           masked == terms.size() && rows_at_once() == out_features();
+    std::size_t fused = terms.size();
     if (in_panels) {
       backward_panel(dy, dx, context);
-      fused = terms.size();
     } else {
+      fused = masked < terms.size() ? masked : 0;
       const DeviceInputGradTerm<T> term = terms.empty() ? DeviceInputGradTerm<T>{} : terms[fused];
       detail::launch_four_bit_input_grad<T>(dy, weight_.packed(), term.ds, term.a, term.mask, dx, context);
     }
-    for (std::size_t i = 0; i < terms.size(); ++i) {
-      if (i == fused) continue;
-      context.matmul()(Transpose::kNo, terms[i].ds, Transpose::kNo, terms[i].a, 1.0f, 1.0f, static_cast<const T*>(nullptr), dx,
-                       context.stream());
-    }
+    detail::add_input_grad_terms(terms, fused, dx, context);
   }
 
  private:
@@ -162,32 +143,10 @@ class FourBitLinear {
   Index rows_at_once() const noexcept {
     return panel_rows(out_features(), aligned_stride<T>(in_features()) * static_cast<Index>(sizeof(T)));
   }
-  static int current_sm() {
-    int device = 0, major = 0, minor = 0;
-    check(cudaGetDevice(&device), "cuda::FourBitLinear: the current device");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-          "cuda::FourBitLinear: the device's version");
-    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
-          "cuda::FourBitLinear: the device's version");
-    return 10 * major + minor;
-  }
   void check_weight() const {
     if (in_features() < 1 || out_features() < 1) {
       fail<ShapeError>("cuda::FourBitLinear: the weight is [{}, {}]; expected sizes from 1", out_features(), in_features());
     }
-  }
-  void check_forward(std::string_view who, DeviceMatrixView<const T> x, DeviceMatrixView<T> y) const {
-    detail::check_shape(who, "x", x, x.rows, in_features());
-    detail::check_shape(who, "y", y, x.rows, out_features());
-    detail::check_no_alias(who, "y", y, "x", x);
-  }
-  void check_term(std::string_view who, const DeviceLowRankTerm<T>& term, DeviceMatrixView<T> y) const {
-    if (term.first_row < 0 || term.rows < 0 || term.rows > y.rows - term.first_row) {
-      fail<ShapeError>("{}: a term over rows {} to {}; expected rows within 0 to {}", who, term.first_row,
-                       term.first_row + term.rows, y.rows);
-    }
-    detail::check_shape(who, "S", term.s, term.rows, term.b.cols);
-    detail::check_shape(who, "B", term.b, out_features(), term.s.cols);
   }
 
   FourBitTensor<kCode> weight_;

@@ -93,11 +93,9 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void adapter_s
     low.b = tile_source(load_const(&segment->a), load_const(&segment->lda), Index{rank}, Index{task.width});
     low.first = part * task.steps_a_part;
     low.tiles = column0 < rank ? min(task.steps_a_part, task.steps - low.first) : 0;
-    TileSegment<T> none = low;
-    none.tiles = 0;
     typename Plan::Tile tile;
     tile.clear();
-    tile_product<Plan, false, true>(tile, none, low, row0, column0, TileMask{}, NothingBetween{});
+    tile_product<Plan, false, true>(tile, no_steps_of(low), low, row0, column0, TileMask{}, NothingBetween{});
 
     const int warp_row = first_row + row0 + Plan::warp_row();
     const int warp_column = column0 + Plan::warp_column();
@@ -135,11 +133,9 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void adapter_e
     low.b = tile_source(load_const(&segment->b), load_const(&segment->ldb), Index{task.width}, Index{rank});
     low.first = 0;
     low.tiles = ceil_div(rank, kPanel<T>);
-    TileSegment<T> none = low;
-    none.tiles = 0;
     typename Plan::Tile tile;
     tile.clear();
-    tile_product<Plan, false, false>(tile, none, low, row0, column0, TileMask{}, NothingBetween{});
+    tile_product<Plan, false, false>(tile, no_steps_of(low), low, row0, column0, TileMask{}, NothingBetween{});
 
     const int warp_row = row0 + Plan::warp_row();
     const int warp_column = column0 + Plan::warp_column();
@@ -216,8 +212,7 @@ inline cudaError_t adapter_batch_shrink(const AdapterShrinkArgs<T>& args, cudaSt
   if (sm < 75) return cudaErrorInvalidValue;
   const int steps = blocks_of(args.in, kPanel<T>);
   const int wanted = batch.workspace == nullptr ? 1 : detail::adapter_shrink_parts<T>(args.in);
-  const int steps_a_part = max(1, ceil_div(steps, wanted));
-  const int parts = max(1, ceil_div(steps, steps_a_part));
+  const auto [steps_a_part, parts] = cut_steps(steps, wanted);
   AdapterTask<T> task{};
   task.segments = batch.segments;
   task.rows = batch.rows;

@@ -46,14 +46,10 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_fact
     using Plan = TilePlan<T, Shape, kOld, Order::kAcrossK, Order::kAcrossK>;
     const int row0 = block_y() * Shape::kBlockM;
     const int column0 = block_x() * Shape::kBlockN;
-    TileSegment<T> part = task.all;
-    part.first = block_z() * task.steps_a_part;
-    part.tiles = min(task.steps_a_part, task.all.tiles - part.first);
-    TileSegment<T> none = task.all;
-    none.tiles = 0;
+    const TileSegment<T> part = part_of(task.all, block_z(), task.steps_a_part);
     typename Plan::Tile tile;
     tile.clear();
-    tile_product<Plan, true, false>(tile, none, part, row0, column0, task.mask, NothingBetween{});
+    tile_product<Plan, true, false>(tile, no_steps_of(task.all), part, row0, column0, task.mask, NothingBetween{});
     const int warp_row = row0 + Plan::warp_row();
     const int warp_column = column0 + Plan::warp_column();
     float* parts = task.parts == nullptr ? nullptr : task.parts + static_cast<Index>(block_z()) * task.r * task.in;
@@ -108,23 +104,22 @@ inline cudaError_t lora_factor_grad(const LoraFactorGradArgs<T>& args, cudaStrea
   if (sm < 75) return cudaErrorInvalidValue;
   const int steps = blocks_of(args.m, kPanel<T>);
   const int wanted = args.workspace == nullptr ? 1 : detail::lora_factor_grad_parts<T>(args.m, args.in, args.r);
-  const int steps_a_part = ceil_div(steps, wanted);
-  const int parts = ceil_div(steps, steps_a_part);
+  const TileCut cut = cut_steps(steps, wanted);
   const float scale = args.mask == nullptr ? 1.0f : args.mask_scale;
   const LoraFactorGradTask<T> task{
       {tile_source(args.x, args.ldx, args.m, args.in), tile_source(args.ds, args.ldds, args.m, args.r), 0, steps},
-      steps_a_part,
+      cut.steps_a_part,
       tile_mask(args.mask, args.mask_stride),
       scale,
       args.da,
       args.ldda,
-      parts > 1 ? args.workspace : nullptr,
+      cut.parts > 1 ? args.workspace : nullptr,
       static_cast<int>(args.in),
       static_cast<int>(args.r)};
-  const cudaError_t error = sm < 80 ? detail::launch_lora_factor_grad<T, true>(task, parts, stream)
-                                    : detail::launch_lora_factor_grad<T, false>(task, parts, stream);
-  if (error != cudaSuccess || parts == 1) return error;
-  return tile_reduce(TileReduceArgs<float>{args.workspace, parts, args.da, args.ldda, static_cast<int>(args.r),
+  const cudaError_t error = sm < 80 ? detail::launch_lora_factor_grad<T, true>(task, cut.parts, stream)
+                                    : detail::launch_lora_factor_grad<T, false>(task, cut.parts, stream);
+  if (error != cudaSuccess || cut.parts == 1) return error;
+  return tile_reduce(TileReduceArgs<float>{args.workspace, cut.parts, args.da, args.ldda, static_cast<int>(args.r),
                                            static_cast<int>(args.in), scale, true},
                      stream);
 }

@@ -48,14 +48,10 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_shri
     using Plan = TilePlan<T, Shape, kOld, Order::kAlongK, Order::kAlongK>;
     const int row0 = block_y() * Shape::kBlockM;
     const int column0 = block_x() * Shape::kBlockN;
-    TileSegment<T> part = task.all;
-    part.first = block_z() * task.steps_a_part;
-    part.tiles = min(task.steps_a_part, task.all.tiles - part.first);
-    TileSegment<T> none = task.all;
-    none.tiles = 0;
+    const TileSegment<T> part = part_of(task.all, block_z(), task.steps_a_part);
     typename Plan::Tile tile;
     tile.clear();
-    tile_product<Plan, true, false>(tile, none, part, row0, column0, task.mask, NothingBetween{});
+    tile_product<Plan, true, false>(tile, no_steps_of(task.all), part, row0, column0, task.mask, NothingBetween{});
     const int warp_row = row0 + Plan::warp_row();
     const int warp_column = column0 + Plan::warp_column();
     if (task.parts != nullptr) {
@@ -114,24 +110,23 @@ inline cudaError_t lora_shrink(const LoraShrinkArgs<T>& args, cudaStream_t strea
   if (sm < 75) return cudaErrorInvalidValue;
   const int steps = blocks_of(args.in, kPanel<T>);
   const int wanted = args.workspace == nullptr ? 1 : detail::lora_shrink_parts<T>(args.m, args.in, args.r);
-  const int steps_a_part = max(1, ceil_div(steps, wanted));
-  const int parts = max(1, ceil_div(steps, steps_a_part));
+  const TileCut cut = cut_steps(steps, wanted);
   const float scale = args.mask == nullptr ? 1.0f : args.mask_scale;
   const LoraShrinkTask<T> task{
       {tile_source(args.x, args.ldx, args.m, args.in), tile_source(args.a, args.lda, args.r, args.in), 0, steps},
-      steps_a_part,
+      cut.steps_a_part,
       tile_mask(args.mask, args.mask_stride),
       scale,
       args.s,
       args.lds,
-      parts > 1 ? args.workspace : nullptr,
+      cut.parts > 1 ? args.workspace : nullptr,
       static_cast<int>(args.m),
       static_cast<int>(args.r),
       is_store_aligned(args.s, args.lds)};
-  const cudaError_t error = sm < 80 ? detail::launch_lora_shrink<T, true>(task, parts, stream)
-                                    : detail::launch_lora_shrink<T, false>(task, parts, stream);
-  if (error != cudaSuccess || parts == 1) return error;
-  return tile_reduce(TileReduceArgs<T>{args.workspace, parts, args.s, args.lds, static_cast<int>(args.m),
+  const cudaError_t error = sm < 80 ? detail::launch_lora_shrink<T, true>(task, cut.parts, stream)
+                                    : detail::launch_lora_shrink<T, false>(task, cut.parts, stream);
+  if (error != cudaSuccess || cut.parts == 1) return error;
+  return tile_reduce(TileReduceArgs<T>{args.workspace, cut.parts, args.s, args.lds, static_cast<int>(args.m),
                                        static_cast<int>(args.r), scale, false},
                      stream);
 }

@@ -67,6 +67,20 @@ struct TileSegment {
   int first, tiles;
 };
 
+/// Part `part` of a stretch that is cut into parts of so many steps.
+template <class T>
+PEFT_DEVICE TileSegment<T> part_of(TileSegment<T> all, int part, int steps_a_part) {
+  all.first = part * steps_a_part;
+  all.tiles = min(steps_a_part, all.tiles - all.first);
+  return all;
+}
+/// A stretch without steps, beside which tile_product is over the other alone.
+template <class T>
+PEFT_DEVICE TileSegment<T> no_steps_of(TileSegment<T> segment) {
+  segment.tiles = 0;
+  return segment;
+}
+
 /// No work between the segments.
 struct NothingBetween {
   template <class Tile>
@@ -252,6 +266,15 @@ inline int split_parts(Index blocks, Index steps) {
   const Index possible = steps / 4;
   const Index parts = wanted < possible ? wanted : possible;
   return static_cast<int>(parts < 1 ? 1 : parts > kMostParts ? kMostParts : parts);
+}
+
+/// Steps of a stretch, cut into about `wanted` parts.
+struct TileCut {
+  int steps_a_part, parts;
+};
+inline TileCut cut_steps(int steps, int wanted) {
+  const int steps_a_part = max(1, ceil_div(steps, wanted));
+  return {steps_a_part, max(1, ceil_div(steps, steps_a_part))};
 }
 
 }  // namespace kernels
