@@ -46,6 +46,7 @@ def loss_of(model, rows):
         for row in rows:
             labels = torch.tensor([row["labels"]])
             logits = model(input_ids=torch.tensor([row["input_ids"]])).logits
+            logits = logits[:, -labels.shape[1]:]  # without the virtual tokens before the text
             total += torch.nn.functional.cross_entropy(logits[0, :-1].float(), labels[0, 1:], ignore_index=-100,
                                                        reduction="sum").item()
             count += int((labels[0, 1:] != -100).sum())

@@ -13,7 +13,7 @@ inline constexpr bool kSanitized = false;
 
 /// A loop over numbers or configurations that take the same way, each at the price of a whole pass, advances by this: a
 /// sanitizer makes a pass fifty times longer and learns nothing from the next.
-inline constexpr peft::Index kEvery = kSanitized ? 9 : 1;
+inline constexpr peft::Index kEvery = kSanitized ? 31 : 1;
 
 /// Numbers of threads that give the same bits. To a sanitizer of addresses they are all one.
 inline constexpr int kThreadCounts[] =
@@ -22,5 +22,8 @@ inline constexpr int kThreadCounts[] =
 #else
     {1, 2, 3, 7};
 #endif
+
+/// Processes killed at random moments: whether their files survive is told by numbers, not by a sanitizer.
+inline constexpr int kKills = kSanitized ? 20 : 200;
 
 }  // namespace peft_test

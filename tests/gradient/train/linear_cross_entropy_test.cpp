@@ -237,12 +237,12 @@ TEST_CASE("Chunks of rows are even, bounded, and change nothing") {
   // Two chunks of about 150 rows; the double reference has four. Under a sanitizer, where they take half a minute, one.
   const Matrix<float> weight = random_matrix<float>(60000, 4, 6, 0.5f);
   const DenseLinear<float> head(weight.clone());
-  check_precision<float>(head, weight, peft_test::kSanitized ? 100 : 300, 0.01, std::numeric_limits<float>::epsilon());
+  check_precision<float>(head, weight, peft_test::kSanitized ? 30 : 300, 0.01, std::numeric_limits<float>::epsilon());
 
   // As few at once as a budget of memory leaves.
   CHECK(Loss::chunk_rows(512, 49152, Index{6} << 20) == 32);
   CHECK_THROWS_AS(Loss().set_logit_bytes(0), ConfigError);
-  constexpr Index kRows = 300;
+  constexpr Index kRows = peft_test::kSanitized ? 48 : 300;
   const Matrix<float> hidden = random_matrix<float>(kRows, 4, 7, 1.0f);
   const std::vector<std::int32_t> targets(kRows, 5);
   const auto pass = [&](Index bytes) {

@@ -17,6 +17,7 @@
 #include "peft/checkpoint/adapter_parameters.hpp"
 #include "peft/core/rng.hpp"
 #include "support/catch.hpp"
+#include "support/sanitized.hpp"
 #include "unit/io/faulty_calls.hpp"
 #include "unit/io/scratch.hpp"
 
@@ -447,12 +448,12 @@ TEST_CASE("adapter folder: whatever call of a save fails, the old adapter or the
   CHECK(load(folder.path()) == 2);
 }
 
-TEST_CASE("adapter folder: two hundred kills during saves leave an adapter that is loaded") {
+TEST_CASE("adapter folder: kills during saves leave an adapter that is loaded") {
   const ScratchFolder folder;
   save(folder.path(), 1);
   Index last = 1;
   Philox random(5);
-  for (int number = 0; number < 200; ++number) {
+  for (int number = 0; number < peft_test::kKills; ++number) {
     const pid_t child = ::fork();
     REQUIRE(child >= 0);
     if (child == 0) {

@@ -220,9 +220,11 @@ TEST_CASE("gemm with low-rank terms, masks, bias and accumulation") {
         for (Index k : {0, 40, 300}) {
           if (ranks[0] == 300 && k != 40) continue;  // more columns of rank than of K, once
           for (DType c_type : {DType::kF32, DType::kBF16}) {
+            ++seed;
+            if (peft_test::kSanitized && seed % 5 != 0) continue;
             check({.m = m, .n = 50, .k = k, .c_type = c_type, .b_transposed = (flags & 8) != 0, .ranks = ranks,
                    .l_transposed = (flags & 1) != 0, .mask = (flags & 2) != 0, .bias = (flags & 4) != 0,
-                   .accumulate = (flags & 4) == 0}, seed++);
+                   .accumulate = (flags & 4) == 0}, seed);
           }
         }
       }

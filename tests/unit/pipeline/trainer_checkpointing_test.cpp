@@ -22,6 +22,7 @@
 #include "peft/pipeline/adalora_training.hpp"
 #include "peft/train/trainer.hpp"
 #include "support/catch.hpp"
+#include "support/sanitized.hpp"
 #include "unit/io/faulty_calls.hpp"
 #include "unit/io/scratch.hpp"
 #include "unit/train/run_record.hpp"
@@ -557,7 +558,7 @@ TEST_CASE("run folder: whatever call fails, the old state or the new one is load
   CHECK(loadable_step(folder.path()) == 3);
 }
 
-TEST_CASE("run folder: two hundred kills at random moments; each time the run goes on, to the same bits") {
+TEST_CASE("run folder: kills at random moments; each time the run goes on, to the same bits") {
   Settings settings;
   settings.train.save_strategy = IntervalStrategy::kSteps;
   settings.train.save_steps = 1;
@@ -568,10 +569,9 @@ TEST_CASE("run folder: two hundred kills at random moments; each time the run go
   const auto longest_pause = std::min<std::int64_t>(std::chrono::nanoseconds(duration).count(), 200'000'000);
   const ScratchFolder scratch;
   Philox random(11);
-  constexpr int kKills = 200;
   int kills = 0, completed = 0, resumed = 0;
   std::filesystem::path folder = scratch / "run-0";
-  while (kills < kKills || completed == 0) {
+  while (kills < peft_test::kKills || completed == 0) {
     const bool go_on = TrainerCheckpointing<float>::has_checkpoint(folder);
     const Index step = go_on ? loadable_step(folder) : 0;
     const pid_t child = ::fork();
@@ -586,7 +586,7 @@ TEST_CASE("run folder: two hundred kills at random moments; each time the run go
       }
       ::_exit(0);
     }
-    if (kills < kKills) {  // then one may run to its end
+    if (kills < peft_test::kKills) {  // then one may run to its end
       const auto pause = static_cast<double>(longest_pause) * 0.8 * static_cast<double>(random.uniform(0.0f, 1.0f));
       std::this_thread::sleep_for(std::chrono::nanoseconds(static_cast<std::int64_t>(pause)));
       ::kill(child, SIGKILL);
@@ -605,6 +605,6 @@ TEST_CASE("run folder: two hundred kills at random moments; each time the run go
     ++completed;
     folder = scratch / ("run-" + std::to_string(completed));
   }
-  CHECK(kills == kKills);
+  CHECK(kills == peft_test::kKills);
   CHECK(resumed > 0);
 }
