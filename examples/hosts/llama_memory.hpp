@@ -38,6 +38,7 @@ struct LlamaMethodMemory {
   };
   std::vector<Layer> layers;
   std::vector<Index> parameters;  ///< numbers of each
+  Index frozen = 0;               ///< numbers that belong to the method and are not trained (VeRA's projections)
   Index virtual_rows = 0;         ///< a prompt's
   Index scratch = 0;              ///< bytes per token while one layer is computed
   bool has_adapters = false;      ///< bottlenecks
@@ -59,6 +60,11 @@ LlamaMethodMemory method_memory(Llama<T>& model) {
   model.for_each_parameter([&](const peft::ParameterInfo&, VectorView<A> value, VectorView<A>) { result.parameters.push_back(value.size); });
   if (const auto& prompt = model.prompt()) result.virtual_rows = prompt->num_virtual_tokens();
   const peft::Selection<T>& selection = model.selection();
+  for (const auto& entry : selection.active()) {
+    entry.adapter->for_each_weight([&](const peft::ParameterInfo& info, VectorView<A> value, VectorView<A>) {
+      if (!info.trained) result.frozen += value.size;
+    });
+  }
   const auto add_linear = [&](const AdaptedLinear<T>& linear, LlamaMethodMemory::Layer& to) {
     const Index in = linear.in_features(), out = linear.out_features();
     Index scratch = 0;
@@ -176,10 +182,11 @@ inline Index workspace_bytes(const LlamaConfig& c, const LlamaMethodMemory& meth
   return rows * (numbers * pass.number_bytes + method.scratch) + logits + pass.threads * (packed + kOther);
 }
 
-/// Values of the trained parameters and their gradients; copies: of the values once more (the best ones so far).
+/// Values of the trained parameters and their gradients, and of the frozen ones; copies: of the trained values once more (the best
+/// ones so far).
 inline Index parameter_bytes(const LlamaMethodMemory& method, Index copies = 0) noexcept {
   constexpr Index kSum = 4;
-  return method.parameter_count() * kSum * (2 + copies);
+  return (method.parameter_count() * (2 + copies) + method.frozen) * kSum;
 }
 
 /// The optimizer's state as AdamW lays it out: all of it, and of a paged one the least that must be in memory.

@@ -70,6 +70,7 @@ std::vector<Method> methods() {
   result.push_back(parts("lora of some layers", some));
   result.push_back(parts("dora", dora));
   result.push_back(parts("alora", answer));
+  result.push_back(parts("vera", VeraConfig{.r = 1000, .target_modules = std::vector<std::string>{"q_proj", "down_proj"}}));
   result.push_back(parts("ia3", scales));
   result.push_back(parts("full", FullConfig{}));
   AdapterConfig serial = AdapterConfig::double_seq_bn(), parallel = AdapterConfig::par_bn();
