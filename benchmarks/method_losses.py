@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What each method learns from the same records, on both sides: validation loss after the job of tests/medquad.sh.
 
-    python3 benchmarks/method_losses.py --model FILE.gguf --data DIR [--methods LIST] [--seeds N] [--program FILE] [--env DIR]
+    python3 benchmarks/method_losses.py --model FILE.gguf --data DIR [--methods LIST] [--seeds N] [--first-seed N] [--program FILE] [--env DIR]
                                         [--adapters-env DIR] [--threads N] [--out FILE.jsonl]
     python3 benchmarks/method_losses.py --table FILE.jsonl
 
@@ -81,6 +81,7 @@ def main():
     parser.add_argument("--data", type=pathlib.Path)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--program", type=pathlib.Path, default=HERE.parent / "build" / "release" / "bin" / "peft")
     parser.add_argument("--env", type=pathlib.Path, default=HERE.parent / "build" / "peers")
@@ -93,7 +94,7 @@ def main():
     if not options.model or not options.data:
         parser.error("expected --model and --data, or --table")
     for method in options.methods.split(","):
-        for seed in range(options.seeds):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             for side, job in (("ours", ours), ("python", theirs)):
                 result = job(options, method, seed)
                 row = {"side": side, "method": method, "seed": seed, "before": result["val_loss_before"], "after": result["val_loss_after"]}
