@@ -33,7 +33,7 @@ struct CompareOptions {
   std::vector<std::string> methods{"lora", "adapter", "prefix", "prompt"};
   std::vector<std::string> method_options;  ///< "prefix:--num-virtual-tokens=8"
   bool json = false;
-  /// What every training, and every measurement, is told as it was given here: name and value.
+  /// What every training, and every measurement, is told as it was given here: name and value; a flag has none.
   std::vector<std::pair<std::string, std::string>> of_train{}, of_eval{};
 };
 
@@ -148,7 +148,10 @@ class Comparison {
     return std::any_of(options_.of_eval.begin(), options_.of_eval.end(), [&](const auto& option) { return option.first == name; });
   }
   static void pass(const std::vector<std::pair<std::string, std::string>>& options, Arguments& arguments) {
-    for (const auto& [name, value] : options) arguments.insert(arguments.end(), {name, value});
+    for (const auto& [name, value] : options) {
+      arguments.push_back(name);
+      if (!value.empty()) arguments.push_back(value);
+    }
   }
   static void write(const fs::path& path, std::string_view text) {
     peft::AtomicFile file(path);
@@ -211,6 +214,14 @@ void add_compare_command(CLI::App& app, Run& run) {
         },
         passed.help);
   }
+  command.add_flag_function(
+      "--double-quant,!--no-double-quant",
+      [&o](std::int64_t given) {
+        const char* name = given > 0 ? "--double-quant" : "--no-double-quant";
+        o.of_train.emplace_back(name, "");
+        o.of_eval.emplace_back(name, "");
+      },
+      "the scales in 8 bits, or not [nf4, fp4; default: on]");
   command.add_flag("--json", o.json, "last line of stdout: the table as JSON");
   command.callback([options, model, &run] {
     for (std::size_t i = 0; i < options->methods.size(); ++i) {

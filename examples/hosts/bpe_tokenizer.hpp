@@ -30,7 +30,8 @@ class BpeTokenizer {
         model_(*spec_),
         kinds_(spec_->tokens.size(), Kind::kPiece) {
     if (spec_->model != TokenizerSpec::Model::kBytePair) {
-      peft::fail<peft::ConfigError>("tokenizer: WordPiece where byte pairs are expected: this model reads byte-pair tokens");
+      peft::fail<peft::ConfigError>("tokenizer: WordPiece; expected byte pairs, which a Llama reads. A BERT reads WordPiece and sorts "
+                                    "texts: --task classify");
     }
     for (const AddedToken& token : spec_->added) {
       if (token.id < 0 || token.id >= size()) {

@@ -126,8 +126,8 @@ inline LlamaConfig read_llama_config(const JsonFields& config) {
   c.model_type = config.text("model_type");
   const bool mistral = c.model_type == "mistral", qwen2 = c.model_type == "qwen2", qwen3 = c.model_type == "qwen3";
   if (c.model_type != "llama" && !mistral && !qwen2 && !qwen3) {
-    peft::fail<peft::FormatError>("{}: model_type is {}; this host runs {}", config.where(),
-                                  peft::quote_text(c.model_type), kSupportedModels);
+    peft::fail<peft::FormatError>("{}: model_type is {}; this host runs {}{}", config.where(), peft::quote_text(c.model_type),
+                                  kSupportedModels, c.model_type == "bert" ? ". A BERT sorts texts: --task classify" : "");
   }
   if (const peft::Json* architectures = config.find("architectures")) {
     const std::string expected = c.model_type == "llama" ? "LlamaForCausalLM" : mistral ? "MistralForCausalLM" : qwen2 ? "Qwen2ForCausalLM" : "Qwen3ForCausalLM";

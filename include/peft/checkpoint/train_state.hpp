@@ -123,12 +123,16 @@ class TrainState {
                         where(), name, here != nullptr ? quote_text(*here) : "not set",
                         saved != nullptr ? quote_text(*saved) : "none");
     };
+    // A setting that only one of them has says more than the values that follow from it.
     for (const auto& [name, value] : own) {
-      const std::string* saved = value_in(fingerprint, name);
-      if (saved == nullptr || *saved != value) refuse(name, &value, saved);
+      if (value_in(fingerprint, name) == nullptr) refuse(name, &value, nullptr);
     }
     for (const auto& [name, value] : fingerprint) {
       if (value_in(own, name) == nullptr) refuse(name, nullptr, &value);
+    }
+    for (const auto& [name, value] : own) {
+      const std::string* saved = value_in(fingerprint, name);
+      if (*saved != value) refuse(name, &value, saved);
     }
   }
 

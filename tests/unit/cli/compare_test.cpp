@@ -90,6 +90,25 @@ TEST_CASE("compare: a method that fails is in the table by its error, the others
   CHECK(run(place.folder, wrong).status == 2);
 }
 
+TEST_CASE("compare: how weights are kept is passed on, whether twice quantised, too") {
+  const Workplace place;
+  auto arguments = comparison(place, "lora", "out");
+  arguments.insert(arguments.end(), {"--dtype", "nf4", "--no-double-quant", "--block", "32"});
+  const Outcome outcome = run(place.folder, arguments);
+  INFO(outcome.err);
+  REQUIRE(outcome.status == 0);
+  const auto loss = [&](const std::string& flag) {
+    return run(place.folder, {"eval", "--model", place.model, "--data", place.val, "--metrics", "loss", "--template", "plain", "--dtype",
+                              "nf4", "--block", "32", flag, "--json"}).json()["loss"];
+  };
+  CHECK(outcome.json()[0]["val_loss"] == loss("--no-double-quant"));
+  CHECK(outcome.json()[0]["val_loss"] != loss("--double-quant"));
+  const nlohmann::json eval = run(place.folder, {"eval", "--model", place.model, "--adapter", place.folder / "out/lora", "--data", place.val,
+                                                 "--metrics", "loss", "--template", "plain", "--dtype", "nf4", "--block", "32",
+                                                 "--no-double-quant", "--json"}).json();
+  CHECK(outcome.json()[1]["val_loss"] == eval["loss"]);
+}
+
 TEST_CASE("compare: Ctrl-C ends the training under way, which is saved, and the comparison") {
   const Workplace place;
   auto arguments = comparison(place, "lora,prompt", "out");

@@ -36,6 +36,15 @@ struct Starts : Workplace {
     REQUIRE(outcome.status == 0);
     return outcome.json()["loss"].get<double>();
   }
+  /// What the model says to a prompt, with an adapter or (empty) without.
+  std::string answer(const std::string& adapter, const std::string& prompt, const std::string& prompt_template) const {
+    Arguments all{"generate", "--model", model, "--prompt", prompt, "--template", prompt_template, "--max-tokens", "8", "--json"};
+    if (!adapter.empty()) all.insert(all.end(), {"--adapter", folder / adapter});
+    const Outcome outcome = run(folder, all);
+    INFO(outcome.err);
+    REQUIRE(outcome.status == 0);
+    return outcome.json()["text"].get<std::string>();
+  }
   peft::LoraConfig config(const std::string& name) const {
     return *peft::load_any_peft_adapter(folder / name).config.get_if<peft::LoraConfig>();
   }
@@ -210,6 +219,7 @@ TEST_CASE("AdapterFusion: two adapters that stay are mixed; trained, resumed, ev
     CHECK(inspect.status == 0);
     CHECK(inspect.json()["kind"] == "AdapterHub AdapterFusion");
     CHECK(place.loss(place.model, kind + "/checkpoint-last") == place.loss(place.model, kind));
+    CHECK(place.answer(kind, "the code of b?", "chatml") != place.answer("", "the code of b?", "chatml"));
   }
   const Outcome more = with("dynamic", {"--adapters", both, "--fusion", "dynamic", "--resume"});
   INFO(more.err);
@@ -234,16 +244,8 @@ TEST_CASE("an aLoRA: trained, evaluated, asked; where its tokens are missing, an
   CHECK(place.loss(place.model, "alora") == Approx(json["val_loss_after"].get<double>()).epsilon(1e-6));
   CHECK(place.config("alora").alora_invocation_tokens == std::vector<Index>{110, 116, 10});
   // It acts elsewhere than the same LoRA, and not at all on a text without its tokens.
-  const auto answer = [&](const std::string& adapter, const std::string& prompt, const std::string& prompt_template) {
-    Arguments all{"generate", "--model", place.model, "--prompt", prompt, "--template", prompt_template, "--max-tokens", "8", "--json"};
-    if (!adapter.empty()) all.insert(all.end(), {"--adapter", place.folder / adapter});
-    const Outcome outcome = run(place.folder, all);
-    INFO(outcome.err);
-    REQUIRE(outcome.status == 0);
-    return outcome.json()["text"].get<std::string>();
-  };
-  CHECK(answer("alora", "the code of b?", "none") == answer("", "the code of b?", "none"));
-  CHECK(answer("alora", "the code of b?", "chatml") != answer("", "the code of b?", "chatml"));
+  CHECK(place.answer("alora", "the code of b?", "none") == place.answer("", "the code of b?", "none"));
+  CHECK(place.answer("alora", "the code of b?", "chatml") != place.answer("", "the code of b?", "chatml"));
   const Outcome merged = run(place.folder, {"merge", "--model", place.model, "--adapter", place.folder / "alora", "--out", place.folder / "no.gguf"});
   CHECK(merged.status == 1);
   CHECK(merged.err.find("acts from its invocation tokens on") != std::string::npos);
