@@ -92,9 +92,7 @@ class Comparison {
     Arguments arguments{"train", "--model", model_, "--data", options_.data, "--val", options_.val, "--out", folder.string(),
                         "--method", one.method, "--json"};
     pass(options_.of_train, arguments);
-    for (const std::string& option : options_.method_options) {
-      if (option.starts_with(one.method + ":")) arguments.push_back(option.substr(one.method.size() + 1));
-    }
+    for (const std::string& option : options_of(one.method)) arguments.push_back(option);
     const std::optional<nlohmann::json> result = run(one.method + ": training", one, arguments);
     if (!result) return !stop_.came();
     one.trainable = result->at("trainable").get<Index>();
@@ -113,8 +111,15 @@ class Comparison {
     const auto eval = [&](const std::string& what, const std::string& data, const std::string& metrics) {
       Arguments arguments{"eval", "--model", model_, "--data", data, "--metrics", metrics, "--json"};
       if (!adapter.empty()) arguments.insert(arguments.end(), {"--adapter", adapter});
-      if (one.method == "qlora" && !passes("--dtype")) arguments.insert(arguments.end(), {"--dtype", "nf4"});
       pass(options_.of_eval, arguments);
+      bool has_dtype = passes("--dtype");
+      for (const std::string& option : options_of(one.method)) {
+        const std::string name = option.substr(0, option.find('='));
+        if (name != "--dtype" && name != "--block" && name != "--double-quant" && name != "--no-double-quant") continue;
+        arguments.push_back(option);  // the base that it was trained on
+        has_dtype = has_dtype || name == "--dtype";
+      }
+      if (one.method == "qlora" && !has_dtype) arguments.insert(arguments.end(), {"--dtype", "nf4"});
       return run(who + ": " + what, one, arguments);
     };
     const auto test = eval("answers", options_.test, "loss,rouge");
@@ -144,6 +149,14 @@ class Comparison {
     return {};
   }
 
+  /// What --method-option says of a method.
+  Arguments options_of(const std::string& method) const {
+    Arguments result;
+    for (const std::string& option : options_.method_options) {
+      if (option.starts_with(method + ":")) result.push_back(option.substr(method.size() + 1));
+    }
+    return result;
+  }
   bool passes(std::string_view name) const {
     return std::any_of(options_.of_eval.begin(), options_.of_eval.end(), [&](const auto& option) { return option.first == name; });
   }

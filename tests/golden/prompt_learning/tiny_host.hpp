@@ -59,15 +59,18 @@ inline LlamaConfig tiny_config() {
   return config;
 }
 
-template <Scalar T>
-Llama<T> tiny_llama() {
+/// change(layer, name, weight): what else a linear's weight is to be.
+template <Scalar T, class Change>
+Llama<T> tiny_llama(Change&& change) {
   const SafetensorsFile file = SafetensorsFile::open(kFolder + "base.safetensors");
   auto embedding = std::make_shared<const Matrix<T>>(matrix<T>(file, "model.embed_tokens.weight"));
   std::vector<LlamaLayerWeights<T>> layers;
   for (int i = 0; i < 2; ++i) {
     const std::string path = "model.layers." + std::to_string(i) + ".";
     const auto linear = [&](const std::string& name) {
-      return AnyLinear<T>(DenseLinear<T>(matrix<T>(file, path + name + ".weight")));
+      Matrix<T> weight = matrix<T>(file, path + name + ".weight");
+      change(Index{i}, name, weight);
+      return AnyLinear<T>(DenseLinear<T>(std::move(weight)));
     };
     layers.push_back({vector<T>(file, path + "input_layernorm.weight"),
                       vector<T>(file, path + "post_attention_layernorm.weight"), linear("self_attn.q_proj"),
@@ -77,6 +80,10 @@ Llama<T> tiny_llama() {
   const MatrixView<const T> head = *embedding;
   return Llama<T>(tiny_config(), embedding, std::move(layers), vector<T>(file, "model.norm.weight"),
                   DenseLinear<T>(head, embedding));
+}
+template <Scalar T>
+Llama<T> tiny_llama() {
+  return tiny_llama<T>([](Index, const std::string&, Matrix<T>&) {});
 }
 
 inline PackedBatch tiny_batch() {

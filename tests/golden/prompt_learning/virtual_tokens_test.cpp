@@ -176,6 +176,79 @@ TEST_CASE("two LoRAs beside a prefix: the forward is that of the sum, gradients 
   CHECK(parameters == 2 * 2 * 2 * 2 + 1);
 }
 
+TEST_CASE("two LoRAs, a prefix and bottleneck adapters at once do what the weights do that they were added to by hand") {
+  Llama<double> model = tiny_llama<double>();
+  AdapterRegistry<double> registry;
+  for (const char* name : {"a", "b"}) {
+    registry.add_adapter(name, {.r = 2, .target_modules = {"q_proj", "v_proj"}, .init_lora_weights = false}, model.sites(),
+                         name[0] == 'a' ? 1u : 2u);
+  }
+  registry.set_adapters({{"a", 0.5}, {"b", -1.0}});
+  model.select(registry.selection());
+  auto prefix = std::make_shared<PrefixCache<double>>(PrefixTuningConfig{.num_virtual_tokens = 4}.fit_to(kHost), 3);
+  model.set_prefix(prefix);
+  // A bottleneck whose ReLU is open for every input, and whose upper bias takes the constant away: h + s·U·D·h.
+  AdapterConfig config = AdapterConfig::seq_bn();
+  config.original_ln_before = false;
+  config.reduction_factor = 4;
+  config.scaling = 1.5;
+  auto adapters = std::make_shared<AdapterSet<double>>("task", AdapterLayout::kLlama, config, kHost.hidden_size, kHost.num_layers, 7);
+  std::vector<Matrix<double>> down, up;
+  Philox random(8);
+  for (Index i = 0; i < kHost.num_layers; ++i) {
+    const Index bottleneck = kHost.hidden_size / 4;
+    constexpr double kOpen = 64.0;
+    down.emplace_back(bottleneck, kHost.hidden_size);
+    up.emplace_back(kHost.hidden_size, bottleneck);
+    for (double& value : down.back().flat()) value = random.uniform(-0.3f, 0.3f);
+    for (double& value : up.back().flat()) value = random.uniform(-0.3f, 0.3f);
+    adapters->find(i, AdapterSite::kOutput)->for_each_parameter([&](const ParameterInfo& info, VectorView<double> value, auto) {
+      if (info.name == "adapter_down.0.weight") std::copy_n(down.back().data(), value.size, value.data);
+      if (info.name == "adapter_up.weight") std::copy_n(up.back().data(), value.size, value.data);
+      if (info.name == "adapter_down.0.bias") std::fill(value.begin(), value.end(), kOpen);
+      if (info.name != "adapter_up.bias") return;
+      for (Index j = 0; j < value.size; ++j) {
+        value[j] = 0;
+        for (Index q = 0; q < bottleneck; ++q) value[j] -= up.back()(j, q) * kOpen;
+      }
+    });
+  }
+  model.set_adapters(adapters);
+  const PackedBatch batch = tiny_batch();
+  Matrix<double> got(batch.tokens(), kVocabulary), expected(batch.tokens(), kVocabulary), base(batch.tokens(), kVocabulary);
+  model.logits(batch, got);
+
+  Llama<double> by_hand = tiny_llama<double>([&](Index layer, const std::string& name, Matrix<double>& weight) {
+    const Matrix<double> old = weight.clone();
+    if (name == "mlp.down_proj") {
+      const auto at = static_cast<std::size_t>(layer);
+      for (Index j = 0; j < weight.rows(); ++j) {
+        for (Index q = 0; q < down[at].rows(); ++q) {
+          for (Index h = 0; h < weight.rows(); ++h) {
+            const double factor = 1.5 * up[at](j, q) * down[at](q, h);
+            for (Index k = 0; k < weight.cols(); ++k) weight(j, k) += factor * old(h, k);
+          }
+        }
+      }
+    }
+    if (name != "self_attn.q_proj" && name != "self_attn.v_proj") return;
+    for (const auto& active : registry.selection().active()) {
+      const Lora<double>& part = *active.adapter->find(ModuleId("model.layers." + std::to_string(layer) + "." + name));
+      for (Index j = 0; j < weight.rows(); ++j) {
+        for (Index k = 0; k < weight.cols(); ++k) {
+          for (Index q = 0; q < 2; ++q) weight(j, k) += active.weight * part.scaling() * part.b()(j, q) * part.a()(q, k);
+        }
+      }
+    }
+  });
+  by_hand.set_prefix(prefix);
+  by_hand.logits(batch, expected);
+  // The constant that was added and taken away is 64 times 0.3 in a number of about 1.
+  CHECK(distance(got.flat(), expected.flat()) <= 1e-11);
+  tiny_llama<double>().logits(batch, base);
+  CHECK(distance(got.flat(), base.flat()) > 0.1);
+}
+
 TEST_CASE("cutting a batch changes neither loss nor gradients") {
   const PackedBatch batch = tiny_batch();
   for (const bool prompt : {false, true}) {

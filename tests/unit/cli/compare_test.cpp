@@ -107,6 +107,14 @@ TEST_CASE("compare: how weights are kept is passed on, whether twice quantised, 
                                                  "--metrics", "loss", "--template", "plain", "--dtype", "nf4", "--block", "32",
                                                  "--no-double-quant", "--json"}).json();
   CHECK(outcome.json()[1]["val_loss"] == eval["loss"]);
+
+  // Where one method alone has another base, its losses are of that one.
+  auto one = comparison(place, "qlora", "one");
+  one.insert(one.end(), {"--method-option", "qlora:--no-double-quant", "--method-option", "qlora:--block=32"});
+  const Outcome alone = run(place.folder, one);
+  INFO(alone.err);
+  REQUIRE(alone.status == 0);
+  CHECK(alone.json()[1]["test_loss"] == alone.json()[1]["val_loss"]);  // eval's and train's, of the same records
 }
 
 TEST_CASE("compare: Ctrl-C ends the training under way, which is saved, and the comparison") {
