@@ -280,6 +280,9 @@ void complete_synthetic(TrainOptions& o, CLI::App& command) {
   assume("--batch", "1");
   assume("--accumulate", "1");
   assume("--max-steps", "1");
+  // What a step has goes through at once, and no more is planned for.
+  const Index tokens = o.max_length * o.trainer.records_per_step();
+  assume("--max-tokens-per-sub-batch", std::to_string(std::min(o.trainer.max_tokens_per_sub_batch, tokens)));
   if (command.count("--method") == 0 && command.count("--config") == 0) {
     assume("--r", "16");
     assume("--target-modules", "all-linear");
