@@ -21,15 +21,17 @@ import subprocess
 import sys
 import tempfile
 
+from json_run import result_of
+
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 QUICK_REPEATS, REPEATS = 1, 5
+THREADS = {"PEFT_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
 
 
 def run(command, **kwargs):
     """stdout of a command that has to succeed."""
-    environment = {**os.environ, "PEFT_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment, **kwargs)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env={**os.environ, **THREADS}, **kwargs)
     if done.returncode != 0:
         sys.exit(f"compare_peers: {' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return done.stdout
@@ -72,7 +74,7 @@ class Script:
 
     def measure(self, context):
         arguments = [getattr(context, part[1:]) if part.startswith("@") else part for part in self.arguments]
-        result = json.loads(run([context.adapters_python if self.adapters else context.python, HERE / "peers" / self.name, *arguments]).splitlines()[-1])
+        result = result_of([context.adapters_python if self.adapters else context.python, HERE / "peers" / self.name, *arguments], **THREADS)
         losses = (result["val_loss_before"], result["val_loss_after"]) if "val_loss_after" in result else ()
         return Result(result[self.counter], result["peak_MiB"], {}, losses)
 
@@ -84,12 +86,12 @@ class Job:
 
     def measure(self, context):
         with tempfile.TemporaryDirectory() as folder:
-            text = run([context.build / "bin" / "peft", "train", "--model", context.model, "--data", context.train,
-                        "--val", context.validation, "--max-records", "160", "--max-val-records", "40",
-                        "--out", pathlib.Path(folder) / "run", *(self.weights or ("--method", "lora")), "--r", "8", "--lora-alpha", "32",
-                        "--lora-dropout", "0.05", "--target-modules", "q_proj,v_proj", "--batch", "4", "--accumulate", "4",
-                        "--epochs", "1", "--lr", "3e-4", "--lr-scheduler", "linear", "--max-length", "256", "--json"])
-        result = json.loads(text.splitlines()[-1])
+            result = result_of([context.build / "bin" / "peft", "train", "--model", context.model, "--data", context.train,
+                                "--val", context.validation, "--max-records", "160", "--max-val-records", "40",
+                                "--out", pathlib.Path(folder) / "run", *(self.weights or ("--method", "lora")), "--r", "8",
+                                "--lora-alpha", "32", "--lora-dropout", "0.05", "--target-modules", "q_proj,v_proj", "--batch", "4",
+                                "--accumulate", "4", "--epochs", "1", "--lr", "3e-4", "--lr-scheduler", "linear", "--max-length", "256",
+                                "--json"], **THREADS)
         return Result(result["tok_s"], result["peak_rss_mib"], {}, (result["val_loss_before"], result["val_loss_after"]))
 
 

@@ -33,8 +33,8 @@ struct CompareOptions {
   std::vector<std::string> methods{"lora", "adapter", "prefix", "prompt"};
   std::vector<std::string> method_options;  ///< "prefix:--num-virtual-tokens=8"
   bool json = false;
-  /// What every training, and every measurement, is told as it was given here: name and value; a flag has none.
-  std::vector<std::pair<std::string, std::string>> of_train{}, of_eval{};
+  /// What every training, and every measurement, is told as it was given here.
+  Arguments of_train{}, of_eval{};
 };
 
 /// An option that goes on to the commands that are run. `help` is theirs.
@@ -91,8 +91,8 @@ class Comparison {
     const fs::path folder = fs::path(options_.out) / one.method;
     Arguments arguments{"train", "--model", model_, "--data", options_.data, "--val", options_.val, "--out", folder.string(),
                         "--method", one.method, "--json"};
-    pass(options_.of_train, arguments);
-    for (const std::string& option : options_of(one.method)) arguments.push_back(option);
+    append(arguments, options_.of_train);
+    append(arguments, options_of(one.method));
     const std::optional<nlohmann::json> result = run(one.method + ": training", one, arguments);
     if (!result) return !stop_.came();
     one.trainable = result->at("trainable").get<Index>();
@@ -111,15 +111,13 @@ class Comparison {
     const auto eval = [&](const std::string& what, const std::string& data, const std::string& metrics) {
       Arguments arguments{"eval", "--model", model_, "--data", data, "--metrics", metrics, "--json"};
       if (!adapter.empty()) arguments.insert(arguments.end(), {"--adapter", adapter});
-      pass(options_.of_eval, arguments);
-      bool has_dtype = passes("--dtype");
+      if (one.method == "qlora") append(arguments, {"--dtype", "nf4"});  // later ones win
+      append(arguments, options_.of_eval);
       for (const std::string& option : options_of(one.method)) {
         const std::string name = option.substr(0, option.find('='));
-        if (name != "--dtype" && name != "--block" && name != "--double-quant" && name != "--no-double-quant") continue;
-        arguments.push_back(option);  // the base that it was trained on
-        has_dtype = has_dtype || name == "--dtype";
+        const bool of_base = name == "--dtype" || name == "--block" || name == "--double-quant" || name == "--no-double-quant";
+        if (of_base) arguments.push_back(option);  // of the base that it was trained on
       }
-      if (one.method == "qlora" && !has_dtype) arguments.insert(arguments.end(), {"--dtype", "nf4"});
       return run(who + ": " + what, one, arguments);
     };
     const auto test = eval("answers", options_.test, "loss,rouge");
@@ -157,15 +155,7 @@ class Comparison {
     }
     return result;
   }
-  bool passes(std::string_view name) const {
-    return std::any_of(options_.of_eval.begin(), options_.of_eval.end(), [&](const auto& option) { return option.first == name; });
-  }
-  static void pass(const std::vector<std::pair<std::string, std::string>>& options, Arguments& arguments) {
-    for (const auto& [name, value] : options) {
-      arguments.push_back(name);
-      if (!value.empty()) arguments.push_back(value);
-    }
-  }
+  static void append(Arguments& to, const Arguments& words) { to.insert(to.end(), words.begin(), words.end()); }
   static void write(const fs::path& path, std::string_view text) {
     peft::AtomicFile file(path);
     file.write(text);
@@ -222,8 +212,8 @@ void add_compare_command(CLI::App& app, Run& run) {
     command.add_option_function<std::string>(
         passed.name,
         [&o, passed](const std::string& value) {
-          if (passed.to_train) o.of_train.emplace_back(passed.name, value);
-          if (passed.to_eval) o.of_eval.emplace_back(passed.name, value);
+          if (passed.to_train) o.of_train.insert(o.of_train.end(), {passed.name, value});
+          if (passed.to_eval) o.of_eval.insert(o.of_eval.end(), {passed.name, value});
         },
         passed.help);
   }
@@ -231,8 +221,8 @@ void add_compare_command(CLI::App& app, Run& run) {
       "--double-quant,!--no-double-quant",
       [&o](std::int64_t given) {
         const char* name = given > 0 ? "--double-quant" : "--no-double-quant";
-        o.of_train.emplace_back(name, "");
-        o.of_eval.emplace_back(name, "");
+        o.of_train.emplace_back(name);
+        o.of_eval.emplace_back(name);
       },
       "the scales in 8 bits, or not [nf4, fp4; default: on]");
   command.add_flag("--json", o.json, "last line of stdout: the table as JSON");

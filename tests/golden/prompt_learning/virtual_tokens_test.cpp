@@ -59,6 +59,16 @@ PackedBatch behind_text(const PackedBatch& batch) {
   return result;
 }
 
+/// Two LoRAs on q and v, one at half its weight, one turned about.
+void select_two_loras(Llama<double>& model, AdapterRegistry<double>& registry) {
+  for (const char* name : {"a", "b"}) {
+    registry.add_adapter(name, {.r = 2, .target_modules = {"q_proj", "v_proj"}, .init_lora_weights = false}, model.sites(),
+                         name[0] == 'a' ? 1u : 2u);
+  }
+  registry.set_adapters({{"a", 0.5}, {"b", -1.0}});
+  model.select(registry.selection());
+}
+
 template <class M>
 std::vector<double> gradients(M& model) {
   std::vector<double> all;
@@ -128,21 +138,15 @@ TEST_CASE("the gradient of a prompt computed once equals the sum over rows befor
 TEST_CASE("two LoRAs beside a prefix: the forward is that of the sum, gradients of each are there") {
   Llama<double> model = tiny_llama<double>();
   AdapterRegistry<double> registry;
-  const auto sites = model.sites();
-  for (const char* name : {"a", "b"}) {
-    registry.add_adapter(name, {.r = 2, .target_modules = {"q_proj", "v_proj"}, .init_lora_weights = false}, sites,
-                         name[0] == 'a' ? 1u : 2u);
-  }
+  select_two_loras(model, registry);
   auto prefix = std::make_shared<PrefixCache<double>>(PrefixTuningConfig{.num_virtual_tokens = 4}.fit_to(kHost), 3);
   model.set_prefix(prefix);
-  registry.set_adapters({{"a", 0.5}, {"b", -1.0}});
-  model.select(registry.selection());
   const PackedBatch batch = tiny_batch();
   Matrix<double> got(batch.tokens(), kVocabulary), expected(batch.tokens(), kVocabulary);
   model.logits(batch, got);
   // Naively: one adapter whose A stacks both, B beside each other with weight and scale in it.
   AdapterRegistry<double> sum;
-  auto stacked = sum.add_adapter("sum", {.r = 4, .lora_alpha = 4, .target_modules = {"q_proj", "v_proj"}}, sites, 0);
+  auto stacked = sum.add_adapter("sum", {.r = 4, .lora_alpha = 4, .target_modules = {"q_proj", "v_proj"}}, model.sites(), 0);
   stacked->for_each_module([&](const std::string& module, Lora<double>& lora) {
     const ModuleId id(module);
     const auto selection = registry.selection();
@@ -179,12 +183,7 @@ TEST_CASE("two LoRAs beside a prefix: the forward is that of the sum, gradients 
 TEST_CASE("two LoRAs, a prefix and bottleneck adapters at once do what the weights do that they were added to by hand") {
   Llama<double> model = tiny_llama<double>();
   AdapterRegistry<double> registry;
-  for (const char* name : {"a", "b"}) {
-    registry.add_adapter(name, {.r = 2, .target_modules = {"q_proj", "v_proj"}, .init_lora_weights = false}, model.sites(),
-                         name[0] == 'a' ? 1u : 2u);
-  }
-  registry.set_adapters({{"a", 0.5}, {"b", -1.0}});
-  model.select(registry.selection());
+  select_two_loras(model, registry);
   auto prefix = std::make_shared<PrefixCache<double>>(PrefixTuningConfig{.num_virtual_tokens = 4}.fit_to(kHost), 3);
   model.set_prefix(prefix);
   // A bottleneck whose ReLU is open for every input, and whose upper bias takes the constant away: h + s·U·D·h.
