@@ -1,7 +1,7 @@
 """Every Python script of the tree compiles, and what users start runs up to its first look at the machine with nothing but
 the standard library; every row of compare_peers.py names a benchmark and a script that exist.
 
-    python3 -I -S check_scripts.py SOURCE_DIR
+    python3 -E -s -S check_scripts.py SOURCE_DIR
 """
 
 import pathlib
@@ -11,8 +11,8 @@ import sys
 
 
 def python(root, script, *arguments):
-    """Exit status and output of a script that sees no installed package."""
-    done = subprocess.run([sys.executable, "-I", "-S", root / script, *arguments], capture_output=True, text=True)
+    """Exit status and output of a script that sees the modules beside it, and no installed package."""
+    done = subprocess.run([sys.executable, "-E", "-s", "-S", root / script, *arguments], capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -28,7 +28,8 @@ def main(root):
     status, rows = python(root, "benchmarks/compare_peers.py", "--list")
     if status != 0 or len(rows.splitlines()) < 10:
         problems.append(f"compare_peers.py --list ended with {status}: {rows}")
-    for script in ("benchmarks/compare_peers.py", "benchmarks/compile_time.py"):
+    for script in ("compare_peers.py", "compile_time.py", "method_losses.py", "quantized_losses.py", "routing.py"):
+        script = f"benchmarks/{script}"
         status, text = python(root, script, "--help")
         if status != 0:
             problems.append(f"{script} --help ended with {status}: {text}")
