@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -63,6 +64,7 @@ struct PlannedTraining {
   Index number_bytes = 4;      ///< of an activation
   Index threads = 1;
   Index longest = 256;         ///< tokens that go through at once at least: of the longest record
+  Index most = std::numeric_limits<Index>::max();  ///< at most: of a step, or of all that is evaluated
   Index value_copies = 0;      ///< of the trained values, the best ones so far
   Index min_8bit_size = 4096;  ///< TrainerConfig's
   MemoryChoice given;          ///< as asked for
@@ -123,13 +125,13 @@ struct PlannedTraining {
   }
 
   LlamaPass pass_of(const MemoryChoice& choice) const noexcept {
-    return {std::max(choice.sub_batch, longest), number_bytes, choice.checkpoints, choice.rounds, choice.logit_bytes, threads};
+    return {std::max(std::min(choice.sub_batch, most), longest), number_bytes, choice.checkpoints, choice.rounds, choice.logit_bytes, threads};
   }
 
   std::vector<MemoryChoice> choices() const {
     std::vector<Index> sub_batches{given.sub_batch};
-    while (sub_batches.back() / 2 > longest) sub_batches.push_back(sub_batches.back() / 2);
-    if (sub_batches.back() > longest) sub_batches.push_back(longest);
+    for (Index half = std::min(given.sub_batch, most) / 2; half > longest; half /= 2) sub_batches.push_back(half);
+    if (std::min(sub_batches.back(), most) > longest) sub_batches.push_back(longest);
     std::vector<Index> logits{given.logit_bytes};
     for (int i = 0; i < 4; ++i) logits.push_back(logits.back() / 2);
     std::vector<std::pair<peft::OptimizerType, Index>> optimizers{{given.optimizer, given.optimizer_memory}};

@@ -33,7 +33,7 @@ struct PlanOptions {
   MemoryOptions memory;
   std::string model, shape, optimizer = "adamw_torch", optimizer_memory = "256M", saved_activations = "f32",
       weights_memory;
-  Index max_length = 256, sub_batch = 512;
+  Index max_length = 256, sub_batch = 512, batch = 4, accumulate = 4;
   int threads = 0;
   bool json = false;
 };
@@ -108,6 +108,7 @@ int run_plan(const PlanOptions& options) {
   }
   training.threads = options.threads > 0 ? options.threads : peft::default_executor().concurrency();
   training.longest = options.max_length;
+  training.most = options.max_length * options.batch * options.accumulate;
   training.may_round = options.memory.budget_may_round;
   training.given = {.sub_batch = options.sub_batch,
                     .checkpoints = options.memory.checkpoint_activations,
@@ -165,6 +166,8 @@ void add_plan_command(CLI::App& app, Run& run) {
   o.method.add_to(command);
   command.add_option("--max-length", o.max_length, "tokens of a record, at most")->check(CLI::PositiveNumber)->capture_default_str();
   command.add_option("--max-tokens-per-sub-batch", o.sub_batch, "as of peft train")->check(CLI::PositiveNumber)->capture_default_str();
+  command.add_option("--batch", o.batch, "records of a batch")->check(CLI::PositiveNumber)->capture_default_str();
+  command.add_option("--accumulate", o.accumulate, "batches of a step")->check(CLI::PositiveNumber)->capture_default_str();
   command.add_option("--optimizer", o.optimizer, "as of peft train")
       ->check(CLI::IsMember({"adamw", "adamw_torch", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_32bit",
                              "paged_adamw_8bit"}))

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -156,8 +158,12 @@ class InstructTask {
     training.weights = weights_;
     training.number_bytes = static_cast<Index>(sizeof(T));
     training.threads = peft::default_executor().concurrency();
-    training.longest = longest_record(training_);
-    if (validation_) training.longest = std::max(training.longest, longest_record(*validation_));
+    training.longest = most_tokens(training_, 1);
+    training.most = most_tokens(training_, options_.trainer.records_per_step());
+    if (validation_) {
+      training.longest = std::max(training.longest, most_tokens(*validation_, 1));
+      training.most = std::max(training.most, most_tokens(*validation_, validation_->records()));
+    }
     if (method_.starts_from_inputs()) training.longest *= options_.trainer.per_device_train_batch_size;
     training.value_copies = options_.trainer.load_best_model_at_end ? 1 : 0;
     training.may_round = options_.memory.budget_may_round;
@@ -178,10 +184,13 @@ class InstructTask {
     model.set_logit_bytes(plan_.choice.logit_bytes);
     if (plan_.choice.rounds) model.set_saved_activations(peft::DType::kBF16);
   }
-  static Index longest_record(const Data& data) {
-    Index longest = 1;
-    for (Index i = 0; i < data.records(); ++i) longest = std::max(longest, data.tokens(i));
-    return longest;
+  /// Of `records` records of the data, the longest ones.
+  static Index most_tokens(const Data& data, Index records) {
+    std::vector<Index> lengths;
+    for (Index i = 0; i < data.records(); ++i) lengths.push_back(data.tokens(i));
+    std::sort(lengths.begin(), lengths.end(), std::greater<>());
+    const auto end = lengths.begin() + std::min(records, data.records());
+    return std::accumulate(lengths.begin(), end, Index{0});
   }
 
   /// aLoRA: where its tokens do not stand it learns nothing.
@@ -280,9 +289,6 @@ void complete_synthetic(TrainOptions& o, CLI::App& command) {
   assume("--batch", "1");
   assume("--accumulate", "1");
   assume("--max-steps", "1");
-  // What a step has goes through at once, and no more is planned for.
-  const Index tokens = o.max_length * o.trainer.records_per_step();
-  assume("--max-tokens-per-sub-batch", std::to_string(std::min(o.trainer.max_tokens_per_sub_batch, tokens)));
   if (command.count("--method") == 0 && command.count("--config") == 0) {
     assume("--r", "16");
     assume("--target-modules", "all-linear");

@@ -149,7 +149,12 @@ TEST_CASE("train: optimizers by Hugging Face's names; paged ones leave the same 
 
 TEST_CASE("train: a budget of memory chooses what fits, says so, and names the least that works; plan says the same beforehand") {
   const Workplace place;
-  const std::vector<std::string> short_run{"--max-steps", "2", "--threads", "1", "--max-tokens-per-sub-batch", "8192"};
+  constexpr Index kRecords = 64, kSteps = 2;  // records of one length, all of them in each step
+  std::string lines;
+  for (Index i = 0; i < kRecords; ++i) lines += R"({"instruction": "the code of all?", "output": "E-1)" + std::to_string(i % 3) + "\"}\n";
+  write_file(place.train, lines);
+  const std::vector<std::string> short_run{"--max-steps", std::to_string(kSteps), "--batch", std::to_string(kRecords), "--accumulate", "1",
+                                           "--threads", "1", "--max-tokens-per-sub-batch", "1000000"};
   const auto training = [&](const std::string& name, std::vector<std::string> more) {
     more.insert(more.end(), short_run.begin(), short_run.end());
     return run(place.folder, place.training(name, std::move(more)));
@@ -159,8 +164,12 @@ TEST_CASE("train: a budget of memory chooses what fits, says so, and names the l
   CHECK(has(plain.err, "memory: weights "));
   CHECK(has(plain.err, " were predicted"));
   const nlohmann::json wanted = plain.json()["memory_plan"];
-  const Outcome planned = run(place.folder, {"plan", "--model", place.model, "--r", "4", "--target-modules", "all-linear", "--threads",
-                                             "1", "--max-tokens-per-sub-batch", "8192", "--json"});
+  // No more is planned for than a step has.
+  const Index length = plain.json()["tokens"].get<Index>() / (kRecords * kSteps);
+  std::vector<std::string> plan{"plan", "--model", place.model, "--r", "4", "--target-modules", "all-linear", "--max-length",
+                                std::to_string(length), "--json"};
+  plan.insert(plan.end(), short_run.begin() + 2, short_run.end());
+  const Outcome planned = run(place.folder, plan);
   INFO(planned.err);
   REQUIRE(planned.status == 0);
   nlohmann::json same = planned.json();
