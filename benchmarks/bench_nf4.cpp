@@ -7,7 +7,6 @@
 #include <benchmark/benchmark.h>
 
 #include <cmath>
-#include <cstdio>
 #include <memory>
 #include <span>
 #include <string>
@@ -78,7 +77,7 @@ void product(benchmark::State& state, const Layer& layer, Index m, bool forward)
   }
   const double flops = 2.0 * static_cast<double>(m) * kSize * kSize * static_cast<double>(state.iterations());
   state.counters["GFLOP/s"] = benchmark::Counter(flops * 1e-9, benchmark::Counter::kIsRate);
-  state.counters["%peak"] = benchmark::Counter(flops * 1e-7 / peak, benchmark::Counter::kIsRate);
+  state.counters["%FMA"] = benchmark::Counter(flops * 1e-7 / peak, benchmark::Counter::kIsRate);
 }
 
 /// Layers that together do not fit in a cache.
@@ -145,9 +144,9 @@ void bf16_rows(benchmark::State& state, const Nf4Linear& layer, Index m) {
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   peak = fma_peak();
-  std::printf("FMA peak %.0f GFLOP/s\n", peak);
+  add_context(peak);
 #if PEFT_X86_64
-  if (has_bf16()) std::printf("vdpbf16ps peak %.0f GFLOP/s\n", peak_of(bf16_rounds, 32));
+  if (has_bf16()) benchmark::AddCustomContext("vdpbf16ps peak, GFLOP/s", std::to_string(peak_of(bf16_rounds, 32)));
 #endif
   const DenseLinear<float> dense(weight().clone());
   const Nf4Linear once(Nf4Tensor::quantize(weight().view()));
@@ -164,7 +163,8 @@ int main(int argc, char** argv) {
   }
   const double from_cache = read_bandwidth(once.weight().byte_size());
   const double from_memory = read_bandwidth(kLayers * once.weight().byte_size());
-  std::printf("read bandwidth %.1f GB/s over one weight's bytes, %.1f GB/s over %d weights'\n", from_cache, from_memory, kLayers);
+  benchmark::AddCustomContext("read bandwidth over one weight's bytes, GB/s", std::to_string(from_cache));
+  benchmark::AddCustomContext("read bandwidth over " + std::to_string(kLayers) + " weights' bytes, GB/s", std::to_string(from_memory));
   const std::vector<Nf4Linear> layers = distinct_layers();
   for (const Index m : {1, 4, 8}) {
     add("nf4/cache/" + std::to_string(m), [&, m](benchmark::State& s) { few_rows<Nf4Linear>(s, {&once, 1}, m, from_cache); });

@@ -5,8 +5,9 @@
                                         [--data DIR] [--model FILE] [--out FILE] [--list]
 
 Makes its own Python environments (benchmarks/requirements.txt, requirements-adapters.txt) in build/peers and
-build/peers-adapters unless --env and --adapters-env name some, and builds the benchmarks in build/bench. Both sides run with two threads. The rows "job" and "job-qlora" need the files medquad-train.jsonl and
-medquad-val.jsonl in --data, and fetch SmolLM2-135M-Instruct (97 MB) unless --model names it.
+build/peers-adapters unless --env and --adapters-env name some, and builds the benchmarks in build/bench. Both sides run with
+two threads. The rows "job" and "job-qlora" need the files medquad-train.jsonl and medquad-val.jsonl in --data, and fetch
+SmolLM2-135M-Instruct (97 MB) unless --model names it.
 """
 
 import argparse
@@ -96,10 +97,18 @@ class Job:
 
 
 @dataclasses.dataclass
+class Reference:
+    """What else is measured in the same run, and what share of its speed is the goal; 0: none."""
+    what: str
+    script: Script
+    goal: float
+
+
+@dataclasses.dataclass
 class Row:
-    """Goals: at least `ratio` times the peer; below `below`, at least `above` (in the unit); at least `share` percent of the limit named;
-    at most `memory` MiB, or `memory_share` of the peer's; at least `of_products` of the rate of the step's bare matrix products on MKL in the same run;
-    a validation loss at most 0.01 above theirs."""
+    """Goals: at least `ratio` times the peer; below `below`, at least `above` (in the unit); at least `share` percent of the limit
+    named; at most `memory` MiB, or `memory_share` of the peer's; that of `reference`; a validation loss at most 0.01 above
+    theirs."""
     what: str
     unit: str
     ours: object
@@ -111,10 +120,11 @@ class Row:
     share: tuple | None = None
     memory: float | None = None
     memory_share: float | None = None
-    of_products: float | None = None
+    reference: Reference | None = None
 
 
-MKL_PRODUCTS = Script("lora_step.py", ("products",), "tok/s")
+def products_on_mkl(goal):
+    return Reference("MKL's products alone", Script("lora_step.py", ("products",), "tok/s"), goal)
 
 
 def linear_row(rows):
@@ -133,6 +143,20 @@ def nf4_decode_row(name, head, goal):
                Bench("bench_decode", f"decode/{name}/lora", "tok/s"), Script("decode.py", ("nf4", "lora"), "tok/s"), above=goal)
 
 
+def nf4_row(rows, where):
+    """Few rows from the cache or from memory, more from where they are: never slower than 1.05 times MKL over a float weight."""
+    dense = None if rows < 16 else Reference("MKL's speed over a float weight", Script("lora_step.py", (f"linear/{rows}",), "ms"), 0.95)
+    place = {"cache": " in a cache", "memory": " in memory", "forward": ""}[where]
+    return Row(f"linear 4096², NF4{place}, M = {rows}", "ms", Bench("bench_nf4", f"nf4/{where}/{rows}", "ms"),
+               Script("four_bit.py", (f"linear/{rows}",), "ms"), higher=False, ratio=35 if where == "cache" else None,
+               share=("%read", 90) if where == "memory" else None, reference=dense)
+
+
+def prefill_row(name, what, goal):
+    return Row(f"prefill, 512 tokens, NF4 quantised twice, {what}", "tok/s", Bench("bench_decode", f"prefill/{name}", "tok/s"),
+               Script("decode.py", ("nf4", "base", "prefill"), "tok/s"), above=goal)
+
+
 def method_row(what, bench, script, arguments, ratio, adapters=False):
     return Row(f"{what} step, 4×128 tokens", "tok/s", Bench("bench_methods", bench, "tok/s"),
                Script(script, arguments, "tok/s", adapters), ratio=ratio, memory_share=0.4)
@@ -146,15 +170,15 @@ ROWS = {
                  Script("lora_step.py", ("adamw",), "M/s"), ratio=1.0),
     "adamw-8bit": Row("AdamW, 16.7 M parameters, 8 bits", "M/s", Bench("bench_optimizer", "adamw/8bit", "M/s"),
                       Script("lora_step.py", ("adamw_8bit",), "M/s"), ratio=12.0),
-    "products": Row("matrix products of the step alone", "tok/s", Bench("bench_step", "products", "tok/s"), MKL_PRODUCTS,
+    "products": Row("matrix products of the step alone", "tok/s", Bench("bench_step", "products", "tok/s"), products_on_mkl(0).script,
                     ratio=0.95),
     "step-qv": Row("LoRA step, q and v, 4×128 tokens", "tok/s", Bench("bench_step", "lora_step/qv", "tok/s"),
-                   Script("lora_step.py", ("qv",), "tok/s"), ratio=1.35, memory=950, of_products=0.90),
+                   Script("lora_step.py", ("qv",), "tok/s"), ratio=1.35, memory=950, reference=products_on_mkl(0.90)),
     "step-qv-bf16": Row("the same, what is saved for backward in bf16", "tok/s",
                         Bench("bench_step", "lora_step/qv_saved_bf16", "tok/s"),
-                        Script("lora_step.py", ("qv",), "tok/s"), ratio=1.35, memory=950, of_products=0.90),
+                        Script("lora_step.py", ("qv",), "tok/s"), ratio=1.35, memory=950, reference=products_on_mkl(0.90)),
     "step-all": Row("LoRA step, all linears, 4×128 tokens", "tok/s", Bench("bench_step", "lora_step/all_linears", "tok/s"),
-                    Script("lora_step.py", ("all_linears",), "tok/s"), ratio=1.75, memory=1050, of_products=0.0),
+                    Script("lora_step.py", ("all_linears",), "tok/s"), ratio=1.75, memory=1050, reference=products_on_mkl(0)),
     "job": Row("the whole job: MedQuAD, 160 records, LoRA q and v", "tok/s", Job(),
                Script("medquad_job.py", ("@model", "@train", "@validation"), "tok/s"), ratio=2.6, memory=1000),
     "qlora-qv": Row("QLoRA step, NF4, q and v, 4×128 tokens; ours: embedding and saved activations in bf16", "tok/s",
@@ -164,6 +188,18 @@ ROWS = {
                      ratio=2.0, memory=450),
     "job-qlora": Row("the whole job with QLoRA: NF4 quantised twice, q and v", "tok/s", Job(("--method", "qlora")),
                      Script("medquad_job.py", ("@model", "@train", "@validation", "nf4"), "tok/s")),
+    "nf4-1": nf4_row(1, "cache"),
+    "nf4-1-memory": nf4_row(1, "memory"),
+    "nf4-16": nf4_row(16, "forward"),
+    "nf4-64": nf4_row(64, "forward"),
+    "nf4-128": nf4_row(128, "forward"),
+    "nf4-512": nf4_row(512, "forward"),
+    "nf4-quantize": Row("quantise 16.7 M weights to NF4", "M/s", Bench("bench_nf4", "quantize", "Mweights/s"),
+                        Script("four_bit.py", ("quantize",), "M/s"), ratio=30.0),
+    "nf4-dequantize": Row("dequantise 16.7 M weights from NF4", "M/s", Bench("bench_nf4", "dequantize", "Mweights/s"),
+                          Script("four_bit.py", ("dequantize",), "M/s"), above=3000),
+    "prefill-nf4": prefill_row("nf4", "activations in float", 1150),
+    "prefill-nf4-int8": prefill_row("nf4_int8", "our activations in 8 bits (theirs float)", 1800),
     "decode-nf4": nf4_decode_row("nf4", "float", 115),
     "decode-nf4-bf16-head": nf4_decode_row("nf4_bf16_head", "bf16", 160),
     "decode-nf4-q8-head": nf4_decode_row("nf4_q8_head", "8 bits (Q8_0)", 180),
@@ -224,12 +260,12 @@ def median_of(results, what=lambda result: result.value):
 
 
 def table_row(row, context, repeats):
-    mine, other, products = [], [], []
+    mine, other, beside = [], [], []
     for _ in range(repeats):
         mine.append(row.ours.measure(context))
         other.append(row.theirs.measure(context))
-        if row.of_products is not None:
-            products.append(MKL_PRODUCTS.measure(context))
+        if row.reference is not None:
+            beside.append(row.reference.script.measure(context))
     a, b = median_of(mine), median_of(other)
     ratio = a / b if row.higher else b / a
     shares = {key: median_of(mine, lambda result, key=key: result.limits[key]) for key in mine[0].limits}
@@ -243,11 +279,12 @@ def table_row(row, context, repeats):
         goals.append((f"≥ {row.above:g} {row.unit}", a >= row.above))
     if row.share is not None:
         goals.append((f"{row.share[1]} {row.share[0]}", shares[row.share[0]] >= row.share[1]))
-    if products:
-        of_products = a / median_of(products)
-        limit.append(f"{of_products:.2f} × MKL's products alone")
-        if row.of_products > 0:
-            goals.append((f"{row.of_products} × MKL's products", of_products >= row.of_products))
+    if beside:
+        c = median_of(beside)
+        share = a / c if row.higher else c / a
+        limit.append(f"{share:.2f} × {row.reference.what}")
+        if row.reference.goal > 0:
+            goals.append((f"{row.reference.goal} × {row.reference.what}", share >= row.reference.goal))
     if mine[0].losses:
         ours, theirs = median_of(mine, lambda r: r.losses[1]), median_of(other, lambda r: r.losses[1])
         limit.append(f"validation loss {mine[0].losses[0]:.3f} → {ours:.3f}, theirs {other[0].losses[0]:.3f} → {theirs:.3f}")

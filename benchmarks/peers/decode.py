@@ -1,6 +1,6 @@
 """torch + transformers + peft: the decoding of bench_decode.cpp; greedy, key/value cache, batch 1.
 
-    decode.py f32|bf16|nf4 base|lora     prints one line of JSON
+    decode.py f32|bf16|nf4 base|lora [prefill]     prints one line of JSON; prefill: 512 tokens at once, logits of the last
 """
 
 import statistics
@@ -8,12 +8,19 @@ import sys
 import time
 
 import torch
-from common import lora_of, quantize_linears, report, smollm2_135m
+from common import TOKENS, lora_of, measure, quantize_linears, report, smollm2_135m
 
 PROMPT, GENERATED = 64, 64
 
 
-def main(dtype, adapter):
+def prefill(model):
+    prompt = torch.randint(0, 49152, (1, TOKENS))
+    with torch.inference_mode():
+        seconds = measure(lambda: model(input_ids=prompt, use_cache=True, logits_to_keep=1), 5)
+    report(**{"tok/s": TOKENS / seconds})
+
+
+def main(dtype, adapter, work="decode"):
     from peft import get_peft_model
     from transformers import LlamaForCausalLM
 
@@ -25,6 +32,8 @@ def main(dtype, adapter):
     if adapter == "lora":
         model = get_peft_model(model, lora_of(True, init_lora_weights=False))
     model.eval()
+    if work == "prefill":
+        return prefill(model)
     prompt = torch.randint(0, 49152, (1, PROMPT))
     seconds = []
     with torch.inference_mode():
