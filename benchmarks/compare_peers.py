@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """The same work on both sides in one run, alternating, each side in processes of its own: a Markdown table of medians.
 
-    python3 benchmarks/compare_peers.py [--only ROW,ROW] [--repeats N] [--quick] [--env DIR] [--adapters-env DIR] [--build DIR]
-                                        [--data DIR] [--model FILE] [--out FILE] [--list]
+    python3 benchmarks/compare_peers.py [--only ROW,ROW] [--repeats N] [--quick] [--env DIR] [--adapters-env DIR] [--llama-env DIR]
+                                        [--build DIR] [--data DIR] [--model FILE] [--out FILE] [--list]
 
-Makes its own Python environments (benchmarks/requirements.txt, requirements-adapters.txt) in build/peers and
-build/peers-adapters unless --env and --adapters-env name some, and builds the benchmarks in build/bench. Both sides run with
-two threads. The rows "job" and "job-qlora" need the files medquad-train.jsonl and medquad-val.jsonl in --data, and fetch
-SmolLM2-135M-Instruct (97 MB) unless --model names it.
+Makes its own Python environments (benchmarks/requirements.txt, requirements-adapters.txt, requirements-llama.txt) in
+build/peers, build/peers-adapters and build/peers-llama unless --env, --adapters-env and --llama-env name some, and builds the
+benchmarks in build/bench. Both sides run with two threads. Rows on a real model fetch SmolLM2-135M-Instruct (97 MB) unless
+--model names it; "job" and "job-qlora" need the files medquad-train.jsonl and medquad-val.jsonl in --data.
 """
 
 import argparse
@@ -27,6 +27,8 @@ from json_run import result_of
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 QUICK_REPEATS, REPEATS = 1, 5
+SENTENCE, DECODE_WORDS, PREFILL_WORDS = "The heart pumps blood through the body. ", 8, 57  # of 9 tokens
+REQUIREMENTS = {"peers": "requirements.txt", "adapters": "requirements-adapters.txt", "llama": "requirements-llama.txt"}
 THREADS = {"PEFT_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
 
 
@@ -67,15 +69,15 @@ class Bench:
 
 @dataclasses.dataclass
 class Script:
-    """A peer's script, which ends with one line of JSON; `adapters`: in the environment of the adapters library."""
+    """A peer's script, which ends with one line of JSON, in one of the environments."""
     name: str
     arguments: tuple
     counter: str
-    adapters: bool = False
+    environment: str = "peers"
 
     def measure(self, context):
         arguments = [getattr(context, part[1:]) if part.startswith("@") else part for part in self.arguments]
-        result = result_of([context.adapters_python if self.adapters else context.python, HERE / "peers" / self.name, *arguments], **THREADS)
+        result = result_of([context.pythons[self.environment], HERE / "peers" / self.name, *arguments], **THREADS)
         losses = (result["val_loss_before"], result["val_loss_after"]) if "val_loss_after" in result else ()
         return Result(result[self.counter], result["peak_MiB"], {}, losses)
 
@@ -94,6 +96,18 @@ class Job:
                                 "--accumulate", "4", "--epochs", "1", "--lr", "3e-4", "--lr-scheduler", "linear", "--max-length", "256",
                                 "--json"], **THREADS)
         return Result(result["tok_s"], result["peak_rss_mib"], {}, (result["val_loss_before"], result["val_loss_after"]))
+
+
+@dataclasses.dataclass
+class Generate:
+    """peft generate on the model's file as it is: its answer's rate, or its prompt's."""
+    counter: str
+
+    def measure(self, context):
+        words = PREFILL_WORDS if self.counter == "prefill" else DECODE_WORDS
+        result = result_of([context.build / "bin" / "peft", "generate", "--model", context.model, "--dtype", "native", "--template", "none",
+                            "--prompt", SENTENCE * words, "--max-tokens", "2" if self.counter == "prefill" else "64", "--json"], **THREADS)
+        return Result(result["prompt_tokens"] / result["prompt_s"] if self.counter == "prefill" else result["tok_s"], result["peak_rss_mib"])
 
 
 @dataclasses.dataclass
@@ -157,9 +171,14 @@ def prefill_row(name, what, goal):
                Script("decode.py", ("nf4", "base", "prefill"), "tok/s"), above=goal)
 
 
-def method_row(what, bench, script, arguments, ratio, adapters=False):
+def llama_cpp_row(what, counter):
+    return Row(f"{what}, batch 1, SmolLM2-135M-Instruct's Q4_1 file; theirs: llama.cpp", "tok/s", Generate(counter),
+               Script("llama_cpp_speed.py", ("@model", SENTENCE, str(PREFILL_WORDS if counter == "prefill" else DECODE_WORDS)), counter, "llama"))
+
+
+def method_row(what, bench, script, arguments, ratio, environment="peers"):
     return Row(f"{what} step, 4×128 tokens", "tok/s", Bench("bench_methods", bench, "tok/s"),
-               Script(script, arguments, "tok/s", adapters), ratio=ratio, memory_share=0.4)
+               Script(script, arguments, "tok/s", environment), ratio=ratio, memory_share=0.4)
 
 
 ROWS = {
@@ -203,6 +222,8 @@ ROWS = {
     "decode-nf4": nf4_decode_row("nf4", "float", 115),
     "decode-nf4-bf16-head": nf4_decode_row("nf4_bf16_head", "bf16", 160),
     "decode-nf4-q8-head": nf4_decode_row("nf4_q8_head", "8 bits (Q8_0)", 180),
+    "decode-native": llama_cpp_row("decode", "tok_s"),
+    "prefill-native": llama_cpp_row("prefill, 512 tokens", "prefill"),
     "decode-f32": decode_row("f32", "lora"),
     "decode-bf16": decode_row("bf16", "lora"),
     "decode-f32-base": decode_row("f32", "base"),
@@ -216,9 +237,9 @@ ROWS = {
     "prefix": method_row("prefix tuning, 20 virtual tokens,", "prefix_step/plain", "method_step.py", ("prefix",), 1.35),
     "prompt": method_row("prompt tuning, 20 virtual tokens,", "prompt_step", "method_step.py", ("prompt",), 1.35),
     "adapter-seq": method_row("adapter behind the feed-forward (seq_bn)", "adapter_step/seq_bn", "adapter_step.py",
-                              ("seq_bn",), 2.0, True),
+                              ("seq_bn",), 2.0, "adapters"),
     "adapter-double": method_row("adapters behind attention and feed-forward (double_seq_bn)",
-                                 "adapter_step/double_seq_bn", "adapter_step.py", ("double_seq_bn",), 2.0, True),
+                                 "adapter_step/double_seq_bn", "adapter_step.py", ("double_seq_bn",), 2.0, "adapters"),
 }
 
 
@@ -232,6 +253,10 @@ def make_environment(folder, requirements):
 
 
 def needs_model(rows):
+    return any(isinstance(ROWS[name].ours, (Job, Generate)) for name in rows)
+
+
+def needs_data(rows):
     return any(isinstance(ROWS[name].ours, Job) for name in rows)
 
 
@@ -304,8 +329,7 @@ def table_row(row, context, repeats):
 
 @dataclasses.dataclass
 class Context:
-    python: pathlib.Path
-    adapters_python: pathlib.Path | None
+    pythons: dict
     build: pathlib.Path
     model: pathlib.Path | None
     train: pathlib.Path
@@ -323,6 +347,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPEATS} repeat")
     parser.add_argument("--env", type=pathlib.Path, default=ROOT / "build" / "peers")
     parser.add_argument("--adapters-env", type=pathlib.Path, default=ROOT / "build" / "peers-adapters")
+    parser.add_argument("--llama-env", type=pathlib.Path, default=ROOT / "build" / "peers-llama")
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "bench")
     parser.add_argument("--data", type=pathlib.Path, default=ROOT.parent / "shared" / "data",
                         help="folder of medquad-train.jsonl and medquad-val.jsonl")
@@ -339,16 +364,16 @@ def main():
             parser.error(f"--only {name}: expected of {', '.join(ROWS)}")
     train, validation = options.data / "medquad-train.jsonl", options.data / "medquad-val.jsonl"
     skipped = []
-    if needs_model(chosen) and not (train.exists() and validation.exists()):
+    if needs_data(chosen) and not (train.exists() and validation.exists()):
         skipped.append(f"The rows of the whole job left out: {options.data} has no medquad-train.jsonl and medquad-val.jsonl.")
         print(skipped[-1], file=sys.stderr)
-        chosen = [name for name in chosen if not needs_model([name])]
+        chosen = [name for name in chosen if not needs_data([name])]
     model = (options.model or fetch_model()) if needs_model(chosen) else None
     build_programs(options.build, chosen)
-    with_adapters = any(ROWS[name].theirs.adapters for name in chosen)
-    context = Context(make_environment(options.env, "requirements.txt"),
-                      make_environment(options.adapters_env, "requirements-adapters.txt") if with_adapters else None,
-                      options.build, model, train, validation)
+    folders = {"peers": options.env, "adapters": options.adapters_env, "llama": options.llama_env}
+    scripts = [script for name in chosen for script in (ROWS[name].theirs, ROWS[name].reference and ROWS[name].reference.script) if script]
+    pythons = {name: make_environment(folders[name], REQUIREMENTS[name]) for name in {script.environment for script in scripts}}
+    context = Context(pythons, options.build, model, train, validation)
     repeats = QUICK_REPEATS if options.quick else options.repeats
     command = " ".join(["python3", "benchmarks/compare_peers.py", *sys.argv[1:]])
     lines = [f"{machine()}; {datetime.date.today()}; `{command}`; medians of {repeats}", "",

@@ -56,6 +56,7 @@ int run_generate(const GenerateCommandOptions& options) {
   if (options.json) {
     const nlohmann::ordered_json json = {{"text", session.tokenizer().decode(ids)},
                                          {"prompt_tokens", prompts.front().size()},
+                                         {"prompt_s", std::chrono::duration<double>(first - begin).count()},
                                          {"tokens", ids.size()},
                                          {"tok_s", seconds.count() > 0 ? later / seconds.count() : 0.0},
                                          {"peak_rss_mib", peak_rss_mib()}};

@@ -350,6 +350,8 @@ TEST_CASE("generate: streams what --json gives whole; the adapter speaks") {
   const nlohmann::json json = run(place.folder, whole).json();
   CHECK(streamed.out == json["text"].get<std::string>() + "\n");
   CHECK(json["text"] == "E-11");
+  CHECK(json["prompt_s"].get<double>() > 0.0);
+  CHECK(json["prompt_tokens"].get<Index>() > 10);
   auto drawn = arguments;
   drawn.insert(drawn.end(), {"--temperature", "5", "--seed", "4"});
   const std::string once = run(place.folder, drawn).out;
