@@ -16,6 +16,7 @@
 
 #include "peft/cuda/dense_linear.hpp"
 #include "peft/cuda/linear.hpp"
+#include "peft/cuda/linear_cross_entropy.hpp"
 #include "peft/cuda/nf4_linear.hpp"
 #include "peft/cuda/nf4_tensor.hpp"
 

@@ -6,6 +6,7 @@
 #include "four_bit_gpu_test.cuh"
 #include "gpu_test.hpp"
 #include "linear_gpu_test.cuh"
+#include "loss_gpu_test.cuh"
 
 int main(int argc, char** argv) {
   using namespace gpu_test;
