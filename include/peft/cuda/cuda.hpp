@@ -22,6 +22,7 @@
 
 #include "peft/cuda/adapter_batch.hpp"
 #include "peft/cuda/adapter_row_map.hpp"
+#include "peft/cuda/bottleneck.hpp"
 #include "peft/cuda/dropout_mask.hpp"
 #include "peft/cuda/lora.hpp"
 

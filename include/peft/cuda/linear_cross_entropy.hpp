@@ -180,8 +180,8 @@ class LinearCrossEntropy {
       args.want_grad = d_hidden.data != nullptr;
       cuda::check(kernels::cross_entropy_chunk(args, context.stream()), "cross_entropy kernel: logits [{}, {}]", count,
                   vocabulary);
-      cuda::check(kernels::cross_entropy_total({losses, args.labels, correct, count, totals_.data()}, context.stream()),
-                  "cross_entropy_total kernel: {} rows", count);
+      const kernels::CrossEntropyTotalArgs total{losses, args.labels, correct, count, totals_.data()};
+      cuda::check(kernels::cross_entropy_total(total, context.stream()), "cross_entropy_total kernel: {} rows", count);
       if (!args.want_grad) continue;
       const DeviceMatrixView<T> dx = d_hidden.row_range(first, count);
       if constexpr (DeviceTrainedHead<Head, T>) {

@@ -3,6 +3,7 @@
 // One translation unit: the tests instantiate the same kernels.
 #include "adamw_gpu_test.cuh"
 #include "adapters_gpu_test.cuh"
+#include "bottleneck_gpu_test.cuh"
 #include "four_bit_gpu_test.cuh"
 #include "gpu_test.hpp"
 #include "linear_gpu_test.cuh"
