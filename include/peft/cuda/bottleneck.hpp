@@ -1,9 +1,11 @@
 #pragma once
 /// The inside of a bottleneck adapter, on the GPU, with the residual around it:
-///   S = x·Dᵀ + e,  y = a + c·(f(S)·Uᵀ + g)     x, y, a [n,d], S [n,b]; D [b,d], e [b], U [d,b], g [d]
-/// Saved for backward: S. Backward, given dy:
-///   dS = c·(dy·U)∘f'(S),  dx = a' + dS·D,  dD += dSᵀ·x,  de += ΣdS,  dU += c·dyᵀ·f(S),  dg += c·Σdy
-/// with a' what else flows to x: dy itself where a is x. The same as peft::Bottleneck, uploaded from peft::Adapter and given
+///   S = x·Dᵀ + e,  y = a + m∘c·(f(S)·Uᵀ + g)     x, y, a [n,d], S [n,b]; D [b,d], e [b], U [d,b], g [d]
+/// with c a number, given or trained ("learned"), and m a dropout mask and its 1/(1-p). Saved for backward: S and the mask.
+/// Backward, given dy, with d̂ = m∘dy:
+///   dS = c·(d̂·U)∘f'(S),  dx = a' + dS·D,  dD += dSᵀ·x,  de += ΣdS,  dU += c·d̂ᵀ·f(S),  dg += c·Σd̂,
+///   dc += Σ f(S)∘(d̂·U) + Σ g∘Σd̂
+/// and a' what else flows to x: dy itself where a is x. The same as peft::Bottleneck, uploaded from peft::Adapter and given
 /// back to it; what stands around it there is the host's to choose, by x and a: behind a branch x = a = h, beside it x = r and
 /// a = h. Parameters and their gradients are float; kernels read copies of D and U in T, and S is T.
 
@@ -14,9 +16,11 @@
 #include <variant>
 
 #include "peft/adapter_config.hpp"
+#include "peft/core/rng.hpp"
 #include "peft/cuda/check_shape.hpp"
 #include "peft/cuda/context.hpp"
 #include "peft/cuda/device_matrix.hpp"
+#include "peft/cuda/dropout_mask.hpp"
 #include "peft/cuda/kernels/bottleneck.cuh"
 #include "peft/cuda/lora_launch.hpp"
 #include "peft/cuda/transfer.hpp"
@@ -51,10 +55,11 @@ class Bottleneck {
   /// What a training forward leaves for backward. Reuse it from step to step: its memory is kept.
   struct Saved {
     DeviceMatrix<T> s;  ///< S [n, b]
+    DropoutMask dropout;
   };
 
-  /// All parameters zero. Throws ConfigError for sizes below 1 and for what no kernel does (norms of the adapter's own, dropout,
-  /// a trained scaling), CudaError.
+  /// All parameters zero, a trained c 1. Throws ConfigError for sizes below 1 and for what no kernel does (norms of the adapter's
+  /// own, a factor for each unit), CudaError.
   Bottleneck(Index hidden_size, Index bottleneck_size, const AdapterConfig& config, Context& context) {
     config.validate();
     if (hidden_size < 1 || bottleneck_size < 1) {
@@ -64,11 +69,17 @@ class Bottleneck {
     check_config(config);
     d_ = hidden_size, b_ = bottleneck_size;
     activation_ = *activation_named(config.non_linearity);
-    scaling_ = static_cast<float>(std::get<double>(config.scaling));
+    dropout_ = config.dropout;
+    is_scaling_trained_ = config.is_scaling_trained();
+    scaling_ = constant_of(config);
     for_each_buffer([&](std::string_view, bool, Index rows, Index cols, DeviceBuffer<float>& value, DeviceBuffer<float>&) {
       value = DeviceBuffer<float>(rows * cols);
       value.fill_zero(context.stream());
     });
+    if (is_scaling_trained_) {
+      const float one = 1.0f;
+      cuda::upload(VectorView<const float>(&one, 1), factor_.device_view(), context.stream(), "scaling");
+    }
     down_copy_ = DeviceMatrix<T>(b_, d_);
     up_copy_ = DeviceMatrix<T>(d_, b_);
     refresh(context);
@@ -83,8 +94,10 @@ class Bottleneck {
   Index hidden_size() const noexcept { return d_; }
   Index bottleneck_size() const noexcept { return b_; }
   Activation activation() const noexcept { return activation_; }
-  /// c.
+  float dropout() const noexcept { return dropout_; }
+  /// c, or 1 where it is trained: it stands on the device then.
   float scaling() const noexcept { return scaling_; }
+  bool is_scaling_trained() const noexcept { return is_scaling_trained_; }
   /// What the kernels read.
   DeviceMatrixView<const T> down_copy() const noexcept { return down_copy_.view(); }
   DeviceMatrixView<const T> up_copy() const noexcept { return up_copy_.view(); }
@@ -131,27 +144,31 @@ class Bottleneck {
     const int sm = current_sm();
     return detail::most_bytes(rows, [this, sm](Index n) {
       return std::max(kernels::bottleneck_forward_workspace<T>(n, d_, b_, 0, sm),
-                      kernels::bottleneck_backward_workspace<T>(n, d_, b_, 0, sm));
+                      kernels::bottleneck_backward_workspace<T>(n, d_, b_, 0, sm, dropout_ > 0.0f, is_scaling_trained_));
     });
   }
   /// Memory of `saved` for up to `rows` rows, so that no forward has to take it. Throws CudaError.
   void reserve(Saved& saved, Index rows) const {
     if (saved.s.cols() != b_) saved.s = DeviceMatrix<T>(0, b_);
     if (rows > saved.s.rows()) saved.s.resize_rows_discard(rows);
+    if (dropout_ > 0.0f) saved.dropout.reserve(rows, d_);
   }
 
   /// Inference: y = a + c·(f(x·Dᵀ + e)·Uᵀ + g); without memory `a` is left out. y may be a, not x. Throws ShapeError, CudaError.
   void forward(DeviceMatrixView<const T> x, DeviceMatrixView<const T> a, DeviceMatrixView<T> y, Context& context) const {
-    forward_with(x, a, y, {}, context);
+    forward_with(x, a, y, DeviceMatrixView<T>(), DeviceMaskBits(), context);
   }
-  /// Training: the same, leaving S in `saved`, for which reserve() was called. Throws ShapeError, CudaError.
+  /// Training: the same with the mask of `key` (none without dropout, or without a key) over the update, leaving it and S in
+  /// `saved`, for which reserve() was called. Throws ShapeError, CudaError.
   void forward(DeviceMatrixView<const T> x, DeviceMatrixView<const T> a, DeviceMatrixView<T> y, Saved& saved,
-               Context& context) const {
+               const DropoutKey* key, Context& context) const {
     if (saved.s.cols() != b_ || saved.s.rows() < x.rows) {
       fail<CudaError>("cuda::Bottleneck::forward: S has memory for [{}, {}]; expected Bottleneck::reserve for [{}, {}] before",
                       saved.s.rows(), saved.s.cols(), x.rows, b_);
     }
-    forward_with(x, a, y, saved.s.view().row_range(0, x.rows), context);
+    saved.dropout.clear();
+    if (key != nullptr) saved.dropout.make(*key, x.rows, d_, dropout_, context);
+    forward_with(x, a, y, saved.s.view().row_range(0, x.rows), saved.dropout.view(), context);
   }
 
   /// Adds to the gradients (ensure_grads() before); dx = a' + dS·D, or nothing where dx has no memory, and without a' where that
@@ -192,13 +209,19 @@ class Bottleneck {
     args.d_up_bias = grad_up_bias_.data();
     args.m = x.rows, args.d = d_, args.b = b_;
     args.sm = context.device().sm;
-    args.workspace = scratch.take<std::byte>(kernels::bottleneck_backward_workspace<T>(x.rows, d_, b_, 0, args.sm), kWho);
+    const DeviceMaskBits& mask = saved.dropout.view();
+    args.mask = mask.bits, args.mask_stride = mask.stride_bytes, args.mask_scale = mask.scale;
+    args.scale_from = factor_.data();
+    args.up_bias = up_bias_.data();
+    args.d_scale = grad_factor_.data();
+    args.workspace = scratch.take<std::byte>(
+        kernels::bottleneck_backward_workspace<T>(x.rows, d_, b_, 0, args.sm, mask.bits != nullptr, is_scaling_trained_), kWho);
     check(kernels::bottleneck_backward(args, context.stream()), "bottleneck_backward kernels: x [{}, {}], bottleneck {}", x.rows,
           d_, b_);
   }
 
-  /// Visits the parameters with AdapterHub's names after `prefix` ("adapter_down.0.weight", "adapter_down.0.bias",
-  /// "adapter_up.weight", "adapter_up.bias"), as peft::Adapter: (ParameterInfo, DeviceVectorView<float> value, … gradient). The
+  /// Visits the parameters with AdapterHub's names after `prefix` (a trained "scaling", "adapter_down.0.weight",
+  /// "adapter_down.0.bias", "adapter_up.weight", "adapter_up.bias"), as peft::Adapter: (ParameterInfo, DeviceVectorView<float> value, … gradient). The
   /// gradients are empty before ensure_grads().
   template <class Visitor>
   void for_each_parameter(Visitor&& visit, std::string_view prefix = {}) {
@@ -217,8 +240,12 @@ class Bottleneck {
     };
     if (config.ln_before) refuse("ln_before", true, "false");
     if (config.ln_after) refuse("ln_after", true, "false");
-    if (config.is_scaling_trained()) refuse("scaling", '"' + std::get<std::string>(config.scaling) + '"', "a number");
-    if (config.dropout > 0.0f) refuse("dropout", config.dropout, "0");
+    if (config.is_scaling_trained() && std::get<std::string>(config.scaling) == "channel") {
+      refuse("scaling", "\"channel\"", "a number or \"learned\"");
+    }
+  }
+  static float constant_of(const AdapterConfig& config) {
+    return config.is_scaling_trained() ? 1.0f : static_cast<float>(std::get<double>(config.scaling));
   }
   template <class H>
   void check_host(std::string_view who, const H& host) const {
@@ -228,16 +255,21 @@ class Bottleneck {
                        Index{host.hidden_size()}, Index{host.bottleneck_size()}, d_, b_);
     }
     const AdapterConfig& config = host.config();
-    if (*activation_named(config.non_linearity) != activation_ ||
-        static_cast<float>(std::get<double>(config.scaling)) != scaling_) {
+    if (*activation_named(config.non_linearity) != activation_ || config.is_scaling_trained() != is_scaling_trained_ ||
+        constant_of(config) != scaling_) {
+      const auto text = [](bool is_trained, float scaling) {
+        return is_trained ? std::string("\"learned\"") : fmt::format("{}", scaling);
+      };
       fail<ConfigError>("{}: the host's adapter has non_linearity {} and scaling {}; expected {} and {}", who,
-                        config.non_linearity, std::get<double>(config.scaling), name_of(activation_), scaling_);
+                        config.non_linearity, text(config.is_scaling_trained(), constant_of(config)), name_of(activation_),
+                        text(is_scaling_trained_, scaling_));
     }
   }
 
   /// (name, whether it is a weight, rows, columns, value, gradient) in AdapterHub's order.
   template <class Visit>
   void for_each_buffer(Visit&& visit) {
+    if (is_scaling_trained_) visit("scaling", true, Index{1}, Index{1}, factor_, grad_factor_);
     visit("adapter_down.0.weight", true, b_, d_, down_, grad_down_);
     visit("adapter_down.0.bias", false, Index{1}, b_, down_bias_, grad_down_bias_);
     visit("adapter_up.weight", true, d_, b_, up_, grad_up_);
@@ -253,7 +285,7 @@ class Bottleneck {
         visit(name, value, own);
         found = true;
       });
-      if (!found) fail<ConfigError>("cuda::Bottleneck: the host's adapter has a parameter {}; expected those of D, e, U and g",
+      if (!found) fail<ConfigError>("cuda::Bottleneck: the host's adapter has a parameter {}; expected those of D, e, U, g and c",
                                     info.name);
     });
   }
@@ -269,7 +301,7 @@ class Bottleneck {
 
   /// S where it has memory.
   void forward_with(DeviceMatrixView<const T> x, DeviceMatrixView<const T> a, DeviceMatrixView<T> y, DeviceMatrixView<T> s,
-                    Context& context) const {
+                    const DeviceMaskBits& mask, Context& context) const {
     constexpr std::string_view kWho = "cuda::Bottleneck::forward";
     detail::check_shape(kWho, "x", x, x.rows, d_);
     detail::check_shape(kWho, "y", y, x.rows, d_);
@@ -288,6 +320,8 @@ class Bottleneck {
     args.activation = activation_;
     args.s = s.data, args.lds = s.stride;
     args.y = y.data, args.ldy = y.stride;
+    args.mask = mask.bits, args.mask_stride = mask.stride_bytes, args.mask_scale = mask.scale;
+    args.scale_from = factor_.data();
     args.m = x.rows, args.d = d_, args.b = b_;
     args.sm = context.device().sm;
     args.workspace = scratch.take<std::byte>(kernels::bottleneck_forward_workspace<T>(x.rows, d_, b_, 0, args.sm), kWho);
@@ -297,9 +331,10 @@ class Bottleneck {
 
   Index d_ = 0, b_ = 0;
   Activation activation_ = Activation::kRelu;
-  float scaling_ = 1;
-  DeviceBuffer<float> down_, down_bias_, up_, up_bias_;
-  DeviceBuffer<float> grad_down_, grad_down_bias_, grad_up_, grad_up_bias_;
+  float scaling_ = 1, dropout_ = 0;
+  bool is_scaling_trained_ = false;
+  DeviceBuffer<float> factor_, down_, down_bias_, up_, up_bias_;  // factor_: a trained c, else empty
+  DeviceBuffer<float> grad_factor_, grad_down_, grad_down_bias_, grad_up_, grad_up_bias_;
   DeviceMatrix<T> down_copy_, up_copy_;
 };
 

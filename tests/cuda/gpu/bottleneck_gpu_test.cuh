@@ -8,14 +8,18 @@
 
 namespace gpu_test::bottleneck {
 
-constexpr float kXSize = 1.0f, kWSize = 0.2f;
+constexpr float kXSize = 1.0f, kWSize = 0.2f, kScaling = 0.75f;
 
-/// An adapter behind a branch or beside it in a block without norms, its weights numbers of T.
+/// An adapter behind a branch or beside it in a block without norms, its weights numbers of T, a trained scaling kScaling.
 template <class T>
 Adapter<float> host_adapter(Index d, const AdapterConfig& config, std::uint32_t seed) {
   Adapter<float> host(d, config);
-  host.for_each_parameter([&](const ParameterInfo&, VectorView<float> value, VectorView<float>) {
+  host.for_each_parameter([&](const ParameterInfo& info, VectorView<float> value, VectorView<float>) {
     ++seed;
+    if (info.name == "scaling") {
+      value[0] = kScaling;
+      return;
+    }
     for (Index i = 0; i < value.size; ++i) {
       value[i] = static_cast<float>(cuda::detail::converted<T>(kWSize * hashed(seed, static_cast<std::uint64_t>(i))));
     }
@@ -24,18 +28,21 @@ Adapter<float> host_adapter(Index d, const AdapterConfig& config, std::uint32_t 
 }
 
 template <class T>
-void test_passes(Index m, Index d, Index factor, const char* activation, bool parallel) {
+void test_passes(Index m, Index d, Index factor, const char* activation, bool parallel, float p = 0.0f, bool learned = false) {
   cuda::Context& c = context();
   AdapterConfig config;
   config.reduction_factor = static_cast<double>(factor);
   config.non_linearity = activation;
   config.original_ln_after = parallel;
   config.is_parallel = parallel;
-  config.scaling = 0.75;
+  config.dropout = p;
+  config.scaling = double{kScaling};
+  if (learned) config.scaling = "learned";
   Adapter<float> host = host_adapter<T>(d, config, 3);
   const Index b = host.bottleneck_size();
-  const std::string what = fmt::format("{} [{}, {}], bottleneck {}, {}{}", type_name<T>(), m, d, b, activation,
-                                       parallel ? ", parallel" : "");
+  const std::string what = fmt::format("{} [{}, {}], bottleneck {}, {}{}, p {}{}", type_name<T>(), m, d, b, activation,
+                                       parallel ? ", parallel" : "", p, learned ? ", learned" : "");
+  const DropoutKey key{.seed = 77, .step = 3, .module = 2, .first_row = 4};
   cuda::Bottleneck<T> adapter(host, c);
   c.reserve(adapter.scratch_bytes(m));
   typename cuda::Bottleneck<T>::Saved saved;
@@ -49,7 +56,7 @@ void test_passes(Index m, Index d, Index factor, const char* activation, bool pa
   const auto view = [&](const std::vector<float>& from) { return MatrixView<const float>(from.data(), m, d); };
   Matrix<float> want_y(m, d), dh(m, d), dr(m, d);
   Adapter<float>::Saved kept;
-  host.forward(view(hh), view(hr), ops::NoNorm(), want_y.view(), kept);
+  host.forward(view(hh), view(hr), ops::NoNorm(), want_y.view(), kept, key);
   host.zero_grad();
   host.backward(view(hdy), view(hh), view(hr), ops::NoNorm(), kept, dh.view(), dr.view());
 
@@ -61,11 +68,13 @@ void test_passes(Index m, Index d, Index factor, const char* activation, bool pa
     for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += hr[i];
   }
   cuda::upload(MatrixView<const float>(sum.data(), m, d), residual.view(), c.stream());
-  adapter.forward(x.view(), std::as_const(residual).view(), y.view(), saved, c);
+  adapter.forward(x.view(), std::as_const(residual).view(), y.view(), saved, &key, c);
   const auto vector_of = [](const Matrix<float>& from) { return std::vector<float>(from.data(), from.data() + from.size()); };
   const auto root = [](Index n) { return std::sqrt(static_cast<double>(n)); };
   // S is rounded to T, f of it again; slopes and f'' are below 1.2. Errors of a sum's terms are independent: six deviations.
-  const double u = unit_roundoff<T>(), c_scale = 0.75;
+  const double u = unit_roundoff<T>(), keep = 1.0 / (1.0 - double{p}), c_scale = double{kScaling} * keep;
+  const double dy_error = p > 0.0f ? u : 0.0;  // d̂ is rounded to T
+  check_that((saved.dropout.view().bits != nullptr) == (p > 0.0f), "{}: a mask where none is, or none where one is", what);
   double s_size = 0;
   for (Index i = 0; i < kept.bottleneck.s.size(); ++i) s_size = std::max(s_size, std::fabs(double{kept.bottleneck.s.data()[i]}));
   const double s_error = 1.01 * s_size * u + sum_tolerance(d, kXSize, kWSize) + 0x1p-22;
@@ -76,13 +85,13 @@ void test_passes(Index m, Index d, Index factor, const char* activation, bool pa
               c_scale * 2 * root(b) * f_error * kWSize + sum_tolerance(b, s_size, kWSize) + residual_error + 0x1p-21);
   // Inference, and in the residual's place: the same bits.
   adapter.forward(x.view(), std::as_const(residual).view(), other.view(), c);
-  check_that(host_copy(other.view()) == host_copy(y.view()), "{}: inference gives other bits", what);
-  adapter.forward(x.view(), std::as_const(residual).view(), residual.view(), c);
+  check_that((host_copy(other.view()) == host_copy(y.view())) == (p == 0.0f), "{}: inference gives other bits", what);
+  adapter.forward(x.view(), std::as_const(residual).view(), residual.view(), saved, &key, c);
   check_that(host_copy(residual.view()) == host_copy(y.view()), "{}: in the residual's place the bits are others", what);
 
   adapter.backward(dy.view(), x.view(), saved, dy.view(), dx.view(), c);
   const double du_size = c_scale * 3 * root(d) * kXSize * kWSize / 3;  // |c·dy·U|, three deviations
-  const double ds_error = du_size * (1.2 * s_error + 3 * u + 64 * 0x1p-24) + sum_tolerance(d, kXSize, kWSize);
+  const double ds_error = du_size * (1.2 * s_error + 3 * u + 2 * dy_error + 64 * 0x1p-24) + sum_tolerance(d, kXSize, kWSize);
   check_close(what + ": dx", host_copy(dx.view()), vector_of(parallel ? dr : dh), d, 1.01 * u,
               2 * root(b) * ds_error * kWSize + sum_tolerance(b, du_size, kWSize) + 0x1p-21);
   std::vector<std::vector<float>> want, got;
@@ -100,19 +109,25 @@ void test_passes(Index m, Index d, Index factor, const char* activation, bool pa
     }, "a.");
   };
   fetch();
-  check_that(names == device_names && names.size() == 4, "{}: the parameters have other names than the CPU's", what);
+  check_that(names == device_names && names.size() == (learned ? 5 : 4), "{}: the parameters have other names than the CPU's", what);
   const double rows = 2 * root(m), sums = sum_tolerance(m, du_size, kXSize);
-  const double of[] = {rows * ds_error * kXSize + sums, rows * ds_error + sums, c_scale * rows * f_error * kXSize + sum_tolerance(m, s_size, 1.0),
-                       sum_tolerance(m, 1.0, 1.0)};
-  for (std::size_t i = 0; i < 4; ++i) check_close(what + ": " + names[i], got[i], want[i], i % 2 == 0 ? (i == 0 ? d : b) : 1, 1e-5, of[i] + 0x1p-20);
+  std::vector<double> of = {rows * ds_error * kXSize + sums, rows * ds_error + sums,
+                            c_scale * rows * (f_error + dy_error * s_size) * kXSize + sum_tolerance(m, s_size, keep),
+                            c_scale * rows * dy_error + sum_tolerance(m, keep, 1.0)};
+  if (learned) {  // f(S)∘(d̂·U) over all of S, and g∘Σd̂
+    const double factor_size = du_size / double{kScaling};
+    of.insert(of.begin(), 2 * root(m * b) * factor_size * (f_error + s_size * (2 * u + 2 * dy_error)) + sum_tolerance(m * b, s_size, factor_size) +
+                              2 * root(d) * kWSize * (rows * dy_error + sum_tolerance(m, keep, 1.0)));
+  }
+  for (std::size_t i = 0; i < of.size(); ++i) check_close(what + ": " + names[i], got[i], want[i], 1, 1e-5, of[i] + 0x1p-20);
   // Gradients are added to; dx is not needed.
   const std::vector<std::vector<float>> before = got;
   adapter.backward(dy.view(), x.view(), saved, {}, {}, c);
   fetch();
-  for (std::size_t i = 0; i < 4; ++i) {
+  for (std::size_t i = 0; i < before.size(); ++i) {
     std::vector<float> doubled = before[i];
     for (float& value : doubled) value *= 2.0f;
-    check_close(what + ": twice " + names[i], got[i], doubled, 1, 1e-6, 1e-6);
+    check_close(what + ": twice " + names[i], got[i], doubled, 1, 2e-6, 2e-6);
   }
 }
 
@@ -120,11 +135,13 @@ PEFT_GPU_TEST(bottlenecks_are_the_cpus) {
   const auto all = [](auto zero) {
     using T = decltype(zero);
     test_passes<T>(19, 72, 3, "gelu", false);
-    test_passes<T>(5, 40, 2, "swish", true);
+    test_passes<T>(5, 40, 2, "swish", true, 0.25f, true);
+    test_passes<T>(3, 44, 4, "tanh", false, 0.25f, true);  // one slice
     if (kIsEmulated) return;
     test_passes<T>(300, 768, 16, "gelu_new", false);
     test_passes<T>(1, 1024, 4, "tanh", true);
-    test_passes<T>(4100, 768, 2, "swish", true);  // one slice, and wider than shared memory
+    test_passes<T>(4100, 768, 2, "swish", true, 0.1f, true);  // one slice, and wider than shared memory
+    test_passes<T>(70, 200, 4, "gelu", false, 0.5f);
   };
   all(float{}), all(f16{}), all(bf16{});
 }
@@ -159,9 +176,7 @@ PEFT_GPU_TEST(bottlenecks_go_back_to_the_host) {
   };
   expect(refused([](AdapterConfig& wrong) { wrong.ln_before = true; }), "ln_before is true; expected false");
   expect(refused([](AdapterConfig& wrong) { wrong.ln_after = true; }), "ln_after is true; expected false");
-  expect(refused([](AdapterConfig& wrong) { wrong.scaling = "channel"; }), "scaling is \"channel\"; expected a number");
-  expect(refused([](AdapterConfig& wrong) { wrong.scaling = "learned"; }), "scaling is \"learned\"; expected a number");
-  expect(refused([](AdapterConfig& wrong) { wrong.dropout = 0.5f; }), "dropout is 0.5; expected 0");
+  expect(refused([](AdapterConfig& wrong) { wrong.scaling = "channel"; }), "scaling is \"channel\"; expected a number or \"learned\"");
   AdapterConfig narrow = config;
   narrow.reduction_factor = 32.0;
   Adapter<float> small(64, narrow);
@@ -178,7 +193,7 @@ PEFT_GPU_TEST(bottlenecks_go_back_to_the_host) {
   expect(text_of([&] { adapter.forward(cx.row_range(0, 2), std::as_const(y).view().row_range(1, 2), y.view().row_range(0, 2), c); }),
          "y and a share memory");
   cuda::Bottleneck<bf16>::Saved saved;
-  expect(text_of([&] { adapter.forward(cx, {}, y.view(), saved, c); }), "expected Bottleneck::reserve for [3, 4] before");
+  expect(text_of([&] { adapter.forward(cx, {}, y.view(), saved, nullptr, c); }), "expected Bottleneck::reserve for [3, 4] before");
   adapter.reserve(saved, 3);
   expect(text_of([&] { adapter.backward(cx, cx, saved, {}, y.view(), c); }), "expected Bottleneck::ensure_grads before");
 }

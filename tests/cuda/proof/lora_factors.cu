@@ -80,8 +80,19 @@ void bottleneck(const char* label) {
       backward.m = m;
       backward.activation = Activation::kGelu;
       PROVE(label, bottleneck_backward(backward, nullptr));
+
+      // With a dropout mask, and with c in device memory.
+      forward.mask = backward.mask = address<std::uint8_t>();
+      forward.mask_stride = backward.mask_stride = kWidth / 8;
+      forward.scale_from = backward.scale_from = address<float>();
+      backward.up_bias = address<float>();
+      backward.d_scale = address<float>();
+      PROVE("trained bottleneck", bottleneck_forward(forward, nullptr));
+      PROVE("trained bottleneck", bottleneck_backward(backward, nullptr));
     }
   }
+  const MaskRowsArgs<T> unaligned{address<T>(sizeof(T)), kWidth, address<T>(), kWidth, address<std::uint8_t>(), kWidth / 8, 1.0f, 64, kWidth};
+  PROVE("unaligned mask", mask_rows(unaligned, nullptr));
 }
 
 }  // namespace
