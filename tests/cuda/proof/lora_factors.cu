@@ -1,5 +1,6 @@
 // Gradients of low-rank factors, and bottleneck adapters, whose gradients are made with them.
 #include "launches.hpp"
+#include "peft/cuda/kernels/bias_sum.cuh"
 #include "peft/cuda/kernels/bottleneck.cuh"
 #include "peft/cuda/kernels/lora_backward.cuh"
 #include "peft/cuda/kernels/lora_factor_grad.cuh"
@@ -93,6 +94,7 @@ void bottleneck(const char* label) {
   }
   const MaskRowsArgs<T> unaligned{address<T>(sizeof(T)), kWidth, address<T>(), kWidth, address<std::uint8_t>(), kWidth / 8, 1.0f, 64, kWidth};
   PROVE("unaligned mask", mask_rows(unaligned, nullptr));
+  PROVE("bias", bias_sum(BiasSumArgs<T>{address<T>(), address<float>(), 1.0f, address<T>(), kWidth}, nullptr));
 }
 
 }  // namespace
