@@ -52,6 +52,7 @@ struct Case {
   int sm = 80;
   Activation activation = Activation::kGelu;
   bool residual = true;
+  bool trained = false;  ///< with a dropout mask, and a factor of c in device memory that has a gradient
 };
 
 /// All of a bottleneck's tensors, and what they come to in double.
@@ -61,6 +62,8 @@ struct Problem {
   Device<T> x, down, up, residual, s, y, dy, dx;
   Device<float> e, g, d_down, d_up, de, dg;
   Buffer<unsigned char> workspace;
+  Buffer<std::uint8_t> mask;
+  Buffer<float> factor, d_factor;
   float scale = 0.75f;
 
   explicit Problem(const Case& c)
@@ -71,19 +74,36 @@ struct Problem {
         d_down(c.b, c.d, 0, 11, 1.0f, "d_down"), d_up(c.d, c.b, 0, 12, 1.0f, "d_up"), de(1, c.b, 0, 13, 1.0f, "de"),
         dg(1, c.d, 0, 14, 1.0f, "dg"),
         workspace(std::max(device::bottleneck_forward_workspace<T>(c.m, c.d, c.b, c.shared_limit, c.sm),
-                           device::bottleneck_backward_workspace<T>(c.m, c.d, c.b, c.shared_limit, c.sm)),
-                  "workspace") {}
+                           device::bottleneck_backward_workspace<T>(c.m, c.d, c.b, c.shared_limit, c.sm, c.trained, c.trained)),
+                  "workspace"),
+        mask(c.m * mask_stride(), "mask"), factor(1, c.trained ? 1.25f : 1.0f, "factor"), d_factor(1, 0.5f, "d_factor") {
+    std::mt19937 random(15);
+    for (std::uint8_t& byte : mask) byte = static_cast<std::uint8_t>(c.trained ? random() : 255);
+  }
+
+  static constexpr float kKept = 1.5f;
+  Index mask_stride() const { return (shape.d + 7) / 8 + 1; }
+  double c_value() const { return double{scale} * double{factor[0]}; }
+  /// m.
+  double kept(Index i, Index j) const {
+    if (!shape.trained) return 1.0;
+    return (mask[i * mask_stride() + j / 8] >> (j % 8) & 1) != 0 ? double{kKept} : 0.0;
+  }
+  /// d̂, which is rounded to T.
+  double masked_dy(Index i, Index j) const { return widened(static_cast<T>(static_cast<float>(dy.at(i, j) * kept(i, j)))); }
 
   device::BottleneckForwardArgs<T> forward() {
     return {x.data(), x.ld, down.data(), down.ld, e.data(), up.data(), up.ld, g.data(),
             shape.residual ? residual.data() : nullptr, residual.ld, scale, shape.activation, s.data(), s.ld, y.data(), y.ld,
-            shape.m, shape.d, shape.b, workspace.data(), shape.shared_limit, shape.sm};
+            shape.m, shape.d, shape.b, workspace.data(), shape.shared_limit, shape.sm,
+            shape.trained ? factor.data() : nullptr, shape.trained ? mask.data() : nullptr, mask_stride(), kKept};
   }
   device::BottleneckBackwardArgs<T> backward() {
     return {dy.data(), dy.ld, x.data(), x.ld, down.data(), down.ld, up.data(), up.ld,
             shape.residual ? residual.data() : nullptr, residual.ld, scale, shape.activation, s.data(), s.ld, dx.data(), dx.ld,
             d_down.data(), de.data(), d_up.data(), dg.data(), shape.m, shape.d, shape.b, workspace.data(), shape.shared_limit,
-            shape.sm};
+            shape.sm, shape.trained ? factor.data() : nullptr, shape.trained ? mask.data() : nullptr, mask_stride(), kKept,
+            g.data(), shape.trained ? d_factor.data() : nullptr};
   }
 
   /// The norms of the factors times the units of rounding: a sum of k products in float, of factors of which one was rounded
@@ -116,10 +136,10 @@ struct Problem {
           sum += hidden[static_cast<std::size_t>(q)] * up.at(j, q);
           norm += up.at(j, q) * up.at(j, q);
         }
-        const double wanted = scale * sum + (c.residual ? residual.at(i, j) : 0.0);
+        const double wanted = kept(i, j) * c_value() * sum + (c.residual ? residual.at(i, j) : 0.0);
         const double error = std::sqrt(norm * s_error_norm) +
                              std::sqrt(norm * hidden_norm) * (static_cast<double>(c.b) / 16 + 8) * 0x1p-24 + 8 * 0x1p-24;
-        if (std::abs(y.at(i, j) - wanted) > error + std::abs(wanted) * unit<T>()) {
+        if (std::abs(y.at(i, j) - wanted) > (c.trained ? 2 : 1) * error + std::abs(wanted) * unit<T>()) {
           CAPTURE(i, j, y.at(i, j), wanted, error);
           REQUIRE(false);
         }
@@ -131,20 +151,25 @@ struct Problem {
     const Case& c = shape;
     const auto index = [&](Index i, Index q) { return static_cast<std::size_t>(i * c.b + q); };
     std::vector<double> ds(static_cast<std::size_t>(c.m * c.b)), active(ds), ds_error(ds);
+    double factor_sum = 0, factor_error = 0;
     for (Index i = 0; i < c.m; ++i) {
       double dy_norm = 0;
-      for (Index k = 0; k < c.d; ++k) dy_norm += dy.at(i, k) * dy.at(i, k);
+      for (Index k = 0; k < c.d; ++k) dy_norm += masked_dy(i, k) * masked_dy(i, k);
       for (Index q = 0; q < c.b; ++q) {
         double sum = 0, norm = 0;
         for (Index k = 0; k < c.d; ++k) {
-          sum += dy.at(i, k) * up.at(k, q);
+          sum += masked_dy(i, k) * up.at(k, q);
           norm += up.at(k, q) * up.at(k, q);
         }
         const double slope = peft::ops::activation_slope(c.activation, s.at(i, q));
-        ds[index(i, q)] = scale * sum * slope;
+        ds[index(i, q)] = c_value() * sum * slope;
         ds_error[index(i, q)] = std::sqrt(dy_norm * norm) * (static_cast<double>(c.d) / 16 + 12) * 0x1p-24 +
                                 std::abs(ds[index(i, q)]) * 2 * unit<T>();
-        active[index(i, q)] = scale * peft::ops::activation_value(c.activation, s.at(i, q));
+        const double f = peft::ops::activation_value(c.activation, s.at(i, q));
+        active[index(i, q)] = c_value() * f;
+        factor_sum += sum * f;
+        factor_error += std::abs(f) * (std::sqrt(dy_norm * norm) * (static_cast<double>(c.d) / 16 + 12) * 0x1p-24 +
+                                       std::abs(sum) * 1.01 * unit<T>()) + std::abs(sum * f) * 64 * 0x1p-24;
       }
     }
     const auto near = [](double got, double wanted, double error) {
@@ -180,8 +205,8 @@ struct Problem {
         for (Index i = 0; i < c.m; ++i) {
           sum += ds[index(i, q)] * x.at(i, j);
           error += ds_error[index(i, q)] * std::abs(x.at(i, j)) + std::abs(ds[index(i, q)] * x.at(i, j)) * m_units;
-          up_sum += dy.at(i, j) * active[index(i, q)];
-          up_error += std::abs(dy.at(i, j) * active[index(i, q)]) * (unit<T>() + 8 * 0x1p-24 + m_units);
+          up_sum += masked_dy(i, j) * active[index(i, q)];
+          up_error += std::abs(masked_dy(i, j) * active[index(i, q)]) * (unit<T>() + 8 * 0x1p-24 + m_units);
         }
         INFO("dD, dU: unit " << q << ", " << j);
         near(d_down.at(q, j) - before_down[static_cast<std::size_t>(q * c.d + j)], sum, error + std::abs(sum) * 0x1p-23);
@@ -191,12 +216,17 @@ struct Problem {
     for (Index j = 0; j < c.d; ++j) {
       double sum = 0, size = 0;
       for (Index i = 0; i < c.m; ++i) {
-        sum += scale * dy.at(i, j);
-        size += scale * std::abs(dy.at(i, j));
+        sum += c_value() * masked_dy(i, j);
+        size += c_value() * std::abs(masked_dy(i, j));
+        factor_sum += masked_dy(i, j) * g.at(0, j);
+        factor_error += std::abs(masked_dy(i, j) * g.at(0, j)) * m_units;
       }
       INFO("dg(" << j << ")");
       near(dg.at(0, j) - before_dg[static_cast<std::size_t>(j)], sum, size * m_units + 0x1p-21);
     }
+    if (!c.trained) return;
+    INFO("dc");
+    near(d_factor[0] - 0.5, scale * factor_sum, scale * factor_error + std::abs(factor_sum) * 0x1p-22);
   }
 
   void keep_gradients() {
@@ -264,6 +294,15 @@ TEST_CASE("The bottleneck in float and as sm_75 runs it", "[cuda][bottleneck]") 
   run<float>({.m = 66, .d = 72, .b = 24, .activation = Activation::kRelu});
   run<f16>({.m = 9, .d = 80, .b = 40, .sm = 75, .activation = Activation::kLeakyRelu});
   run<bf16>({.m = 9, .d = 72, .b = 24, .sm = 75, .activation = Activation::kGeluTanh, .residual = false});
+  REQUIRE_CLEAN();
+}
+
+TEST_CASE("The bottleneck with a dropout mask, and a factor that is trained", "[cuda][bottleneck]") {
+  const peft_emulator::WithOptions with(random_schedule(6));
+  run<f16>({.m = 70, .d = 72, .b = 16, .trained = true});                                   // one slice, two blocks of rows
+  run<bf16>({.m = 3, .d = 44, .b = 40, .pad = 3, .activation = Activation::kSilu, .trained = true});  // slices, nothing aligned
+  run<float>({.m = 5, .d = 40, .b = 20, .activation = Activation::kTanh, .residual = false, .trained = true});
+  run<f16>({.m = 4, .d = 72, .b = 16, .sm = 75, .activation = Activation::kTanh, .trained = true});
   REQUIRE_CLEAN();
 }
 

@@ -9,7 +9,7 @@ endif()
 set(room_base version config error)
 set(room_parameter parameter trained_matrix loss_sum)
 set(room_linear linear low_rank_product low_rank_merge low_rank_factors dropout_mask dense_linear any_linear weight_rows
-  kv_cache_like matrix_product four_bit_config four_bit_storage packed_rows packed_linear nf4_tensor quantization_error nf4_linear int8_tensor int8_linear gguf_tensor
+  kv_cache_like matrix_product four_bit_config four_bit_storage four_bit_absmax packed_rows packed_linear nf4_tensor quantization_error nf4_linear int8_tensor int8_linear gguf_tensor
   gguf_linear row_table)
 set(room_update update_saved low_rank_update linear_update update_change mixed_layer update_pass one_update small_product)
 set(room_method_config any_config module_selector module_pattern loftq_config lora_config target_modules method_targets ia3_config vera_config loha_config

@@ -60,6 +60,9 @@ class AdapterBatch {
           fail<ShapeError>("{}: adapter {} is [{}, {}] with r {}; expected [{}, {}] (out, in) with r at most {}", kWho, i,
                            lora->out_features(), lora->in_features(), lora->r(), out_, in_, most_rank_);
         }
+        if (lora->has_bias()) {
+          fail<ConfigError>("{}: adapter {} has a bias (lora_bias); expected none in a batch of several adapters", kWho, i);
+        }
         segment.a = lora->a_copy().data, segment.lda = lora->a_copy().stride;
         segment.b = lora->b_copy().data, segment.ldb = lora->b_copy().stride;
         segment.scale = static_cast<float>(lora->scaling());

@@ -16,11 +16,13 @@
 
 #include "peft/cuda/dense_linear.hpp"
 #include "peft/cuda/linear.hpp"
+#include "peft/cuda/linear_cross_entropy.hpp"
 #include "peft/cuda/nf4_linear.hpp"
 #include "peft/cuda/nf4_tensor.hpp"
 
 #include "peft/cuda/adapter_batch.hpp"
 #include "peft/cuda/adapter_row_map.hpp"
+#include "peft/cuda/bottleneck.hpp"
 #include "peft/cuda/dropout_mask.hpp"
 #include "peft/cuda/lora.hpp"
 

@@ -55,28 +55,40 @@ class DenseLinear {
   /// y = x·Wᵀ + bias, by cuBLASLt. Throws ShapeError, CudaError.
   void forward(DeviceMatrixView<const T> x, DeviceMatrixView<T> y, Context& context) const {
     detail::check_forward("cuda::DenseLinear::forward", *this, x, y);
-    product(x, weight(), y, context);
+    product(x, weight(), bias(), y, context);
   }
 
   /// y = x·Wᵀ + bias + Σ scale·S·Bᵀ, by the route that choose_lora_route names. Throws ShapeError, CudaError.
   void forward_low_rank(DeviceMatrixView<const T> x, std::span<const DeviceLowRankTerm<T>> terms, DeviceMatrixView<T> y,
                         Context& context) const {
+    forward_low_rank(x, terms, bias(), y, context);
+  }
+  /// The same with another bias, [out] or empty.
+  void forward_low_rank(DeviceMatrixView<const T> x, std::span<const DeviceLowRankTerm<T>> terms,
+                        DeviceVectorView<const T> bias, DeviceMatrixView<T> y, Context& context) const {
+    detail::check_bias("cuda::DenseLinear::forward_low_rank", *this, bias);
     const bool whole = !terms.empty() && terms[0].first_row == 0 && terms[0].rows == x.rows && terms[0].s.cols > 0;
     const LoraRoute route = choose_lora_route({dtype_of<T>(), context.device().sm, x.rows, false});
     if (whole && route == LoraRoute::kFused) {
-      forward_fused(x, terms[0], y, context);
+      forward_fused(x, terms[0], bias, y, context);
       add_terms(terms.subspan(1), y, context);
     } else {
-      forward(x, y, context);
+      detail::check_forward("cuda::DenseLinear::forward_low_rank", *this, x, y);
+      product(x, weight(), bias, y, context);
       add_terms(terms, y, context);
     }
   }
   /// By our kernel: one accumulator over in + r columns. The term is over all rows.
   void forward_fused(DeviceMatrixView<const T> x, const DeviceLowRankTerm<T>& term, DeviceMatrixView<T> y,
                      Context& context) const {
+    forward_fused(x, term, bias(), y, context);
+  }
+  void forward_fused(DeviceMatrixView<const T> x, const DeviceLowRankTerm<T>& term, DeviceVectorView<const T> bias,
+                     DeviceMatrixView<T> y, Context& context) const {
     detail::check_forward("cuda::DenseLinear::forward_fused", *this, x, y);
+    detail::check_bias("cuda::DenseLinear::forward_fused", *this, bias);
     detail::check_term("cuda::DenseLinear::forward_fused", *this, term, y);
-    detail::launch_lora_forward<T>(x, weight(), bias_.empty() ? nullptr : bias_.data(), term.s, term.b, term.scale, y, context);
+    detail::launch_lora_forward<T>(x, weight(), bias.empty() ? nullptr : bias.data, term.s, term.b, term.scale, y, context);
   }
   /// y += Σ scale·S·Bᵀ, by cuBLASLt.
   void add_terms(std::span<const DeviceLowRankTerm<T>> terms, DeviceMatrixView<T> y, Context& context) const {
@@ -99,6 +111,12 @@ class DenseLinear {
   }
   /// y = [x | S]·[W | s·B]ᵀ + bias, one product of cuBLASLt; S stands in the first r spare columns of x.
   void forward_widened(DeviceMatrixView<const T> x, Index r, DeviceMatrixView<T> y, Context& context) const {
+    forward_widened(x, r, bias(), y, context);
+  }
+  /// The same with another bias, [out] or empty.
+  void forward_widened(DeviceMatrixView<const T> x, Index r, DeviceVectorView<const T> bias, DeviceMatrixView<T> y,
+                       Context& context) const {
+    detail::check_bias("cuda::DenseLinear::forward_widened", *this, bias);
     detail::check_forward("cuda::DenseLinear::forward_widened", *this, x, y);
     if (r < 1 || r > weight_.spare() || r > x.spare) {
       fail<ShapeError>(
@@ -106,7 +124,7 @@ class DenseLinear {
           "have them",
           r, weight_.spare(), x.spare);
     }
-    product(x.widened(r), weight().widened(r), y, context);
+    product(x.widened(r), weight().widened(r), bias, y, context);
   }
 
   /// dx = dy·W. Throws ShapeError, CudaError.
@@ -132,9 +150,9 @@ class DenseLinear {
   }
 
  private:
-  void product(DeviceMatrixView<const T> x, DeviceMatrixView<const T> w, DeviceMatrixView<T> y, Context& context) const {
-    context.matmul()(Transpose::kNo, x, Transpose::kYes, w, 1.0f, 0.0f, bias_.empty() ? nullptr : bias_.data(), y,
-                     context.stream());
+  static void product(DeviceMatrixView<const T> x, DeviceMatrixView<const T> w, DeviceVectorView<const T> bias,
+                      DeviceMatrixView<T> y, Context& context) {
+    context.matmul()(Transpose::kNo, x, Transpose::kYes, w, 1.0f, 0.0f, bias.empty() ? nullptr : bias.data, y, context.stream());
   }
 
   DeviceMatrix<T> weight_;
@@ -143,7 +161,7 @@ class DenseLinear {
 };
 
 static_assert(DeviceFusedLowRank<DenseLinear<f16>> && DeviceBackwardLinear<DenseLinear<f16>> &&
-              DeviceFusedInputGrad<DenseLinear<f16>> && DeviceSpareColumns<DenseLinear<f16>>);
+              DeviceFusedInputGrad<DenseLinear<f16>> && DeviceOtherBias<DenseLinear<f16>> && DeviceSpareColumns<DenseLinear<f16>>);
 
 }  // namespace cuda
 PEFT_END_NAMESPACE

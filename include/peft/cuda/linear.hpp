@@ -46,6 +46,17 @@ concept DeviceFusedLowRank = DeviceLinearLike<L, T> && requires(const L& l, Devi
   l.forward_low_rank(x, terms, y, context);
 };
 
+/// The same with another bias ([out], or empty: none) in the place of the layer's own, which may be asked for: an adapter's
+/// bias is added to it, and no product knows of two.
+template <class L, class T = typename L::value_type>
+concept DeviceOtherBias = DeviceFusedLowRank<L, T> && requires(const L& l, DeviceMatrixView<const T> x,
+                                                              std::span<const DeviceLowRankTerm<T>> terms,
+                                                              DeviceVectorView<const T> bias, DeviceMatrixView<T> y,
+                                                              Context& context) {
+  { l.bias() } -> std::convertible_to<DeviceVectorView<const T>>;
+  l.forward_low_rank(x, terms, bias, y, context);
+};
+
 /// dx = dy·W.
 template <class L, class T = typename L::value_type>
 concept DeviceBackwardLinear = requires(const L& l, DeviceMatrixView<const T> dy, DeviceMatrixView<T> dx, Context& context) {

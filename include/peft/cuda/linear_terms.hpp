@@ -18,6 +18,12 @@ void check_forward(std::string_view who, const L& layer, DeviceMatrixView<const 
   check_shape(who, "y", y, x.rows, layer.out_features());
   check_no_alias(who, "y", y, "x", x);
 }
+/// Throws ShapeError unless a bias has `out` elements or none.
+template <class L, class T>
+void check_bias(std::string_view who, const L& layer, DeviceVectorView<const T> bias) {
+  if (bias.empty() || bias.size == layer.out_features()) return;
+  fail<ShapeError>("{}: the bias has {} elements; expected {} or none", who, bias.size, Index{layer.out_features()});
+}
 /// Throws ShapeError unless dy is [rows, out], dx [rows, in] and they are apart.
 template <class L, class T>
 void check_backward(std::string_view who, const L& layer, DeviceMatrixView<const T> dy, DeviceMatrixView<T> dx) {

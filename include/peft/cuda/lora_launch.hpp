@@ -7,6 +7,8 @@
 #include "peft/cuda/check.hpp"
 #include "peft/cuda/context.hpp"
 #include "peft/cuda/device_view.hpp"
+#include "peft/cuda/kernels/bias_sum.cuh"
+#include "peft/cuda/kernels/column_sums.cuh"
 #include "peft/cuda/kernels/convert.cuh"
 #include "peft/cuda/kernels/lora_backward.cuh"
 #include "peft/cuda/kernels/lora_factor_grad.cuh"
@@ -123,6 +125,27 @@ void launch_lora_factor_grad(DeviceMatrixView<const T> ds, DeviceMatrixView<cons
   args.sm = context.device().sm;
   check(kernels::lora_factor_grad(args, context.stream()), "lora_factor_grad kernel: x [{}, {}], r {}", args.m, args.in,
         args.r);
+}
+
+/// to = bias + scale·add, rounded once; an empty bias is zeros.
+template <class T>
+void launch_bias_sum(DeviceVectorView<const T> bias, DeviceVectorView<const float> add, float scale, DeviceVectorView<T> to,
+                     Context& context) {
+  const kernels::BiasSumArgs<T> args{bias.empty() ? nullptr : bias.data, add.data, scale, to.data, to.size};
+  check(kernels::bias_sum(args, context.stream()), "bias_sum kernel: {} elements", to.size);
+}
+
+/// to += scale·Σ rows of dy.
+template <class T>
+void launch_column_sum(DeviceMatrixView<const T> dy, float scale, DeviceVectorView<float> to, Context& context) {
+  Context::Scratch scratch(context);
+  kernels::ColumnSumArgs<T> args{};
+  args.a = dy.data, args.lda = dy.stride;
+  args.m = dy.rows, args.n = dy.cols;
+  args.scale = scale;
+  args.out = to.data;
+  args.workspace = scratch.take<float>(kernels::column_sum_workspace<T>(args.m, args.n) / 4, "column_sum kernel");
+  check(kernels::column_sum(args, context.stream()), "column_sum kernel: dy [{}, {}]", args.m, args.n);
 }
 
 }  // namespace cuda::detail

@@ -1,7 +1,7 @@
 #pragma once
 /// A linear layer whose weight has four bits per element, on the GPU: y = x·Wᵀ + bias, dx = dy·W from one packed copy. W is
 /// never made as a whole, unless a batch is so large that decoding it once, into scratch memory, is faster.
-/// Models DeviceLinearLike, DeviceFusedLowRank, DeviceBackwardLinear and DeviceFusedInputGrad.
+/// Models DeviceLinearLike, DeviceFusedLowRank, DeviceOtherBias, DeviceBackwardLinear and DeviceFusedInputGrad.
 
 #include <algorithm>
 #include <span>
@@ -41,6 +41,7 @@ class FourBitLinear {
   Index in_features() const noexcept { return weight_.cols(); }
   Index out_features() const noexcept { return weight_.rows(); }
   const FourBitTensor<kCode>& weight() const noexcept { return weight_; }
+  DeviceVectorView<const T> bias() const noexcept { return bias_.device_view(); }
 
   /// Scratch of any pass over up to `rows` rows.
   Index scratch_bytes(Index rows) const {
@@ -67,27 +68,41 @@ class FourBitLinear {
   /// y = x·Wᵀ + bias + Σ scale·S·Bᵀ. Throws ShapeError, CudaError.
   void forward_low_rank(DeviceMatrixView<const T> x, std::span<const DeviceLowRankTerm<T>> terms, DeviceMatrixView<T> y,
                         Context& context) const {
+    forward_low_rank(x, terms, bias(), y, context);
+  }
+  /// The same with another bias, [out] or empty.
+  void forward_low_rank(DeviceMatrixView<const T> x, std::span<const DeviceLowRankTerm<T>> terms,
+                        DeviceVectorView<const T> bias, DeviceMatrixView<T> y, Context& context) const {
     if (choose_four_bit_product({dtype_of<T>(), context.device().sm, x.rows}) == FourBitProduct::kPanel) {
-      forward_panel(x, y, context);
+      forward_panel(x, bias, y, context);
       add_terms(terms, y, context);
       return;
     }
     const bool whole = !terms.empty() && terms[0].first_row == 0 && terms[0].rows == x.rows;
-    forward_packed(x, whole ? terms[0] : DeviceLowRankTerm<T>{0, x.rows, {}, {}, 1.0f}, y, context);
+    forward_packed(x, whole ? terms[0] : DeviceLowRankTerm<T>{0, x.rows, {}, {}, 1.0f}, bias, y, context);
     add_terms(whole ? terms.subspan(1) : terms, y, context);
   }
   /// By our kernel, with the term, which is over all rows or has an empty S.
   void forward_packed(DeviceMatrixView<const T> x, const DeviceLowRankTerm<T>& term, DeviceMatrixView<T> y,
                       Context& context) const {
+    forward_packed(x, term, bias(), y, context);
+  }
+  void forward_packed(DeviceMatrixView<const T> x, const DeviceLowRankTerm<T>& term, DeviceVectorView<const T> bias,
+                      DeviceMatrixView<T> y, Context& context) const {
     detail::check_forward("cuda::FourBitLinear::forward", *this, x, y);
+    detail::check_bias("cuda::FourBitLinear::forward", *this, bias);
     if (term.s.cols > 0) detail::check_term("cuda::FourBitLinear::forward", *this, term, y);
     if (x.rows == 0) return;
-    detail::launch_four_bit_forward<T>(x, weight_.packed(), bias_.empty() ? nullptr : bias_.data(), term.s, term.b, term.scale,
-                                       y, context);
+    detail::launch_four_bit_forward<T>(x, weight_.packed(), bias.empty() ? nullptr : bias.data, term.s, term.b, term.scale, y,
+                                       context);
   }
   /// By cuBLASLt over W's rows decoded into scratch memory, a panel at a time.
   void forward_panel(DeviceMatrixView<const T> x, DeviceMatrixView<T> y, Context& context) const {
+    forward_panel(x, bias(), y, context);
+  }
+  void forward_panel(DeviceMatrixView<const T> x, DeviceVectorView<const T> bias, DeviceMatrixView<T> y, Context& context) const {
     detail::check_forward("cuda::FourBitLinear::forward", *this, x, y);
+    detail::check_bias("cuda::FourBitLinear::forward", *this, bias);
     if (x.rows == 0) return;
     Context::Scratch scratch(context);
     const Index stride = aligned_stride<T>(in_features()), at_once = rows_at_once();
@@ -97,7 +112,7 @@ class FourBitLinear {
       const DeviceMatrixView<T> panel(memory, count, in_features(), stride);
       weight_.dequantize_rows(first, panel, context);
       context.matmul()(Transpose::kNo, x, Transpose::kYes, DeviceMatrixView<const T>(panel), 1.0f, 0.0f,
-                       bias_.empty() ? nullptr : bias_.data() + first, y.column_range(first, count), context.stream());
+                       bias.empty() ? nullptr : bias.data + first, y.column_range(first, count), context.stream());
     }
   }
   /// y += Σ scale·S·Bᵀ, by cuBLASLt.
@@ -159,7 +174,7 @@ template <Scalar T>
 using Fp4Linear = FourBitLinear<FourBitCode::kFp4, T>;
 
 static_assert(DeviceFusedLowRank<Nf4Linear<f16>> && DeviceBackwardLinear<Nf4Linear<f16>> &&
-              DeviceFusedInputGrad<Nf4Linear<f16>>);
+              DeviceFusedInputGrad<Nf4Linear<f16>> && DeviceOtherBias<Nf4Linear<f16>>);
 
 }  // namespace cuda
 PEFT_END_NAMESPACE

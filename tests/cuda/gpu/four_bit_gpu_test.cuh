@@ -2,9 +2,11 @@
 /// Weights in four bits on the GPU: the bytes go there and back, decoded values are the CPU's bit for bit, products are
 /// compared with those in float over the decoded weight.
 
+#include <limits>
 #include <span>
 
 #include "gpu_test.hpp"
+#include "peft/nf4_tensor.hpp"
 #include "random_four_bit.hpp"
 
 namespace gpu_test::four_bit {
@@ -61,6 +63,76 @@ PEFT_GPU_TEST(four_bit_bytes_go_there_and_back) {
     test_bytes<FourBitCode::kFp4>(45, 256, 128, nested);
     test_bytes<FourBitCode::kFp4>(5, 33, 32, nested);
   }
+}
+
+template <FourBitCode kCode, class T>
+void test_quantize(Index out, Index in, const FourBitConfig& config, Index spare) {
+  const std::string what = fmt::format("{} of {} [{}, {}] in blocks of {}{}", name_of(kCode), type_name<T>(), out, in,
+                                       config.block_size, config.double_quant ? ", nested" : "");
+  cuda::DeviceMatrix<T> weight = random_matrix<T>(out, in, 5, 0.05f, spare);
+  if (out > 2) fill(weight.view().row_range(1, 1), 6, 0.0f);  // blocks of zeros
+  Matrix<T> host(out, in);
+  cuda::download(weight.view(), host.view(), context().stream());
+  const peft::FourBitTensor<kCode> tensor = peft::FourBitTensor<kCode>::quantize(std::as_const(host).view(), config);
+  const FourBitStorage& want = tensor.storage();
+  const FourBitStorage got = cuda::FourBitTensor<kCode>::quantize(weight.view(), config, context()).download(context());
+  check_that(got.shape == want.shape && got.dtype == want.dtype && got.block_size == want.block_size &&
+                 equal(got.codes, want.codes) && equal(got.absmax, want.absmax),
+             "{}: codes or maxima are not the CPU's", what);
+  check_that(got.nested_offset == want.nested_offset && equal(got.nested_codes, want.nested_codes) &&
+                 equal(got.nested_map, want.nested_map) && equal(got.nested_absmax, want.nested_absmax),
+             "{}: the nested maxima are not the CPU's", what);
+}
+
+PEFT_GPU_TEST(four_bit_quantised_on_the_device) {
+  const auto all = [](auto zero) {
+    using T = decltype(zero);
+    test_quantize<FourBitCode::kNf4, T>(37, 192, {.block_size = 64, .double_quant = true}, 0);
+    test_quantize<FourBitCode::kNf4, T>(33, 77, {.block_size = 64}, 3);  // over the ends of rows, an odd count
+    test_quantize<FourBitCode::kFp4, T>(5, 33, {.block_size = 32, .double_quant = true, .nested_offset = 0.02f}, 0);
+    test_quantize<FourBitCode::kFp4, T>(3, 1030, {.block_size = 1024}, 0);
+    if (kIsEmulated) return;
+    test_quantize<FourBitCode::kNf4, T>(1024, 4096, {.block_size = 64, .double_quant = true}, 16);
+  };
+  all(float{}), all(f16{}), all(bf16{});
+  test_quantize<FourBitCode::kNf4, float>(0, 64, {.double_quant = true}, 0);
+}
+
+PEFT_GPU_TEST(four_bit_names_what_cannot_be_quantised) {
+  cuda::Context& c = context();
+  const auto text_of = [](auto&& call) -> std::string {
+    try {
+      call();
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "nothing was thrown";
+  };
+  const auto quantise = [&](cuda::DeviceMatrixView<const f16> weight, const FourBitConfig& config) {
+    return text_of([&] { cuda::Nf4Tensor::quantize(weight, config, c); });
+  };
+  const auto expect = [](const std::string& text, std::string_view wanted) {
+    check_that(text == wanted, "the text is \"{}\" instead of \"{}\"", text, wanted);
+  };
+  Matrix<f16> host(5, 100);
+  for (Index i = 0; i < host.size(); ++i) host.data()[i] = f16(0.01f * static_cast<float>(i % 7));
+  host(3, 41) = f16(-std::numeric_limits<float>::infinity());
+  host(3, 90) = f16(std::numeric_limits<float>::quiet_NaN());
+  host(4, 99) = f16(std::numeric_limits<float>::quiet_NaN());
+  cuda::DeviceMatrix<f16> weight(5, 100);
+  cuda::upload(std::as_const(host).view(), weight.view(), c.stream());
+  const auto view = std::as_const(weight).view();
+  const std::string cpu = text_of([&] { peft::Nf4Tensor::quantize(std::as_const(host).view()); });
+  expect(quantise(view, {}), "cuda::" + cpu);
+  check_that(cpu.find("row 3, column 41") != std::string::npos, "the CPU says \"{}\"", cpu);
+  expect(quantise(view.row_range(4, 1), {}),
+         "cuda::FourBitTensor::quantize: the element at row 0, column 99 of [1, 100] is nan; expected finite numbers");
+  expect(quantise(view, {.block_size = 48}),
+         "cuda::FourBitTensor::quantize: the block size is 48; expected a power of two from 32 to 4096");
+  expect(quantise(cuda::DeviceMatrixView<const f16>(view.data, 5, 100, 99), {}),
+         "cuda::FourBitTensor::quantize: the weight has a row stride of 99; expected at least 100: 100 columns and 0 spare ones");
+  expect(quantise(view, {.double_quant = true, .nested_offset = std::numeric_limits<float>::infinity()}),
+         "cuda::FourBitTensor::quantize: nested_offset is inf; expected a finite number");
 }
 
 template <class T>

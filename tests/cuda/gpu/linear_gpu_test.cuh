@@ -5,6 +5,9 @@
 #include <span>
 
 #include "gpu_test.hpp"
+#include "peft/dense_linear.hpp"
+#include "peft/lora.hpp"
+#include "random_four_bit.hpp"
 
 namespace gpu_test::linear {
 using cuda::Transpose;
@@ -227,6 +230,167 @@ PEFT_GPU_TEST(lora_goes_back_to_the_host) {
     threw = true;
   }
   check_that(threw, "another rank was taken");
+}
+
+/// A base layer's bias is the only one that a stranger's kernel knows.
+template <class T>
+struct NoOtherBias {
+  using value_type = T;
+  const cuda::DenseLinear<T>& layer;
+  Index in_features() const { return layer.in_features(); }
+  Index out_features() const { return layer.out_features(); }
+  void forward(cuda::DeviceMatrixView<const T> x, cuda::DeviceMatrixView<T> y, cuda::Context& c) const { layer.forward(x, y, c); }
+};
+
+/// lora_bias against peft::Lora in float over the same rounded numbers, on all routes.
+template <class T>
+void test_lora_bias(Index m, Index out, Index in, Index r, bool base_has_bias) {
+  cuda::Context& c = context();
+  const std::string what = fmt::format("{} [{}, {}], r {}, m {}{}", type_name<T>(), out, in, r, m, base_has_bias ? ", with bias" : "");
+  const Factors factors(in, out, r, 1.5, 0.0f, 21);
+  const auto rounded_to = [](float value) { return static_cast<float>(cuda::detail::converted<T>(value)); };
+  peft::Lora<float> host(in, out, r, 1.5);
+  for (Index i = 0; i < host.a().size(); ++i) host.a().data()[i] = rounded_to(factors.a_.data()[i]);
+  for (Index i = 0; i < host.b().size(); ++i) host.b().data()[i] = rounded_to(factors.b_.data()[i]);
+  host.add_bias();
+  for (Index i = 0; i < out; ++i) host.bias().value().data()[i] = hashed(8, static_cast<std::uint64_t>(i));
+  cuda::Lora<T> lora(host, c);
+  cuda::DenseLinear<T> base(in, out, r, base_has_bias);
+  fill(base.weight(), 3, kWSize);
+  if (base_has_bias) fill(cuda::DeviceMatrixView<T>(base.bias().data, 1, out), 4, 1.0f);
+  const cuda::DenseLinear<T>& layer = base;
+  c.reserve(lora.scratch_bytes(layer, m));
+  typename cuda::Lora<T>::Saved saved;
+  lora.reserve(saved, m);
+  lora.ensure_grads(c);
+  cuda::DeviceMatrix<T> x = random_matrix<T>(m, in, 5, kXSize, r), dy = random_matrix<T>(m, out, 6, kXSize), y(m, out);
+  const cuda::DeviceMatrixView<const T> cx = std::as_const(x).view();
+
+  Matrix<float> w(out, in);
+  const std::vector<float> hw = host_copy(layer.weight()), hx = host_copy(x.view()), hdy = host_copy(dy.view());
+  std::copy(hw.begin(), hw.end(), w.data());
+  Buffer<float> bias(base_has_bias ? out : 0);
+  if (base_has_bias) {
+    const std::vector<float> from = host_copy(cuda::DeviceMatrixView<const T>(layer.bias().data, 1, out));
+    std::copy(from.begin(), from.end(), bias.data());
+  }
+  const peft::DenseLinear<float> host_base(std::move(w), std::move(bias));
+  Matrix<float> want(m, out);
+  peft::Lora<float>::Saved kept;
+  host.forward(host_base, MatrixView<const float>(hx.data(), m, in), want.view(), kept, DropoutMask());
+  host.backward(MatrixView<const float>(hdy.data(), m, out), MatrixView<const float>(hx.data(), m, in), kept);
+
+  // S, the joined bias (up to 2.5) and, between two products, y are rounded to T.
+  const double u = unit_roundoff<T>(), root_r = std::sqrt(static_cast<double>(r));
+  const double s_size = std::sqrt(static_cast<double>(in)) * kWSize;
+  double size = 2.5;
+  for (Index i = 0; i < want.size(); ++i) size = std::max(size, std::fabs(double{want.data()[i]}));
+  const double absolute = sum_tolerance(in, kXSize, kWSize) + 1.5 * (sum_tolerance(r, s_size, kBSize) + 4 * root_r * s_size * kBSize * u) +
+                          2.5 * u + 2 * u * size;
+  const std::vector<float> wanted(want.data(), want.data() + want.size());
+  const auto close = [&](const char* route) {
+    check_close(what + ": " + route, host_copy(y.view()), wanted, out, 1.01 * u, absolute);
+    y.fill_zero(c.stream());
+  };
+  lora.forward(layer, cx, y.view(), saved, nullptr, c);
+  close("training");
+  lora.forward(layer, cx, y.view(), c);
+  close("inference");
+  lora.install(base, c);
+  lora.forward(layer, cx, y.view(), c);
+  close("the route with columns");
+  // The routes that were not chosen, with the joined bias.
+  cuda::DeviceBuffer<T> joined(out);
+  cuda::detail::launch_bias_sum<T>(layer.bias(), std::as_const(lora).bias(), 1.5f, joined.device_view(), c);
+  const cuda::DeviceVectorView<const T> other = std::as_const(joined).device_view();
+  const cuda::DeviceLowRankTerm<T> term{0, m, std::as_const(saved.s).view().row_range(0, m), lora.b_copy(), 1.5f};
+  layer.forward_fused(cx, term, other, y.view(), c);
+  close("fused");
+  layer.forward_low_rank(cx, std::span<const cuda::DeviceLowRankTerm<T>>(), other, y.view(), c);
+  layer.add_terms(std::span(&term, 1), y.view(), c);
+  close("two products");
+  cuda::detail::launch_lora_shrink<T>(cx, {}, lora.a_copy(), cx.spare_columns(r), c);
+  layer.forward_widened(cx, r, other, y.view(), c);
+  close("spare columns");
+
+  lora.backward(layer, std::as_const(dy).view(), cx, saved, {}, c);
+  std::vector<float> got(static_cast<std::size_t>(out)), grad_want(host.bias().grad().data(), host.bias().grad().data() + out);
+  std::vector<std::string> names;
+  lora.for_each_parameter([&](const ParameterInfo& info, cuda::DeviceVectorView<float>, cuda::DeviceVectorView<float> grad) {
+    names.emplace_back(info.name);
+    if (names.size() == 3) cuda::download(cuda::DeviceVectorView<const float>(grad), VectorView<float>(got.data(), grad.size), c.stream());
+  }, "m.");
+  check_that(names == std::vector<std::string>{"m.lora_A.weight", "m.lora_B.weight", "m.lora_B.bias"}, "{}: other parameters", what);
+  check_close(what + ": dc", got, grad_want, 1, 1e-5, 1.5 * sum_tolerance(m, kXSize, 1.0));
+
+  peft::Lora<float> back(in, out, r, 1.5), none(in, out, r, 1.5);
+  back.add_bias();
+  lora.download(back, c);
+  check_that(std::equal(back.bias().value().data(), back.bias().value().data() + out, host.bias().value().data()),
+             "{}: the bias that came back is another", what);
+  int threw = 0;
+  try {
+    lora.download(none, c);
+  } catch (const ConfigError&) {
+    ++threw;
+  }
+  try {
+    lora.forward(NoOtherBias<T>{layer}, cx, y.view(), c);
+  } catch (const ConfigError&) {
+    ++threw;
+  }
+  try {
+    layer.forward_low_rank(cx, std::span(&term, 1), other.slice(0, out - 1), y.view(), c);
+  } catch (const ShapeError&) {
+    ++threw;
+  }
+  check_that(threw == 3, "{}: of three calls with a wrong bias {} threw", what, threw);
+}
+
+/// Over four bits: the bias is the base's and c, by both routes.
+template <class T>
+void test_lora_bias_of_four_bits(Index m) {
+  cuda::Context& c = context();
+  const Index out = 40, in = 64, r = 4;
+  const std::string what = fmt::format("{} over four bits, m {}", type_name<T>(), m);
+  std::vector<float> bias(static_cast<std::size_t>(out)), sum(bias);
+  cuda::Lora<T> plain(in, out, r, 0.5, 0.0f, c), lora(in, out, r, 0.5, 0.0f, c, true);
+  for (cuda::Lora<T>* one : {&plain, &lora}) {
+    fill(one->a(), 1, kWSize);
+    fill(one->b(), 2, kBSize);
+    one->refresh(c);
+  }
+  fill(cuda::DeviceMatrixView<float>(lora.bias().data, 1, out), 3, 1.0f);
+  const std::vector<float> own = host_copy(cuda::DeviceMatrixView<const float>(lora.bias().data, 1, out));
+  for (std::size_t i = 0; i < bias.size(); ++i) {
+    bias[i] = static_cast<float>(cuda::detail::converted<T>(hashed(9, i)));
+    sum[i] = static_cast<float>(cuda::detail::converted<T>(std::fma(0.5f, own[i], bias[i])));
+  }
+  const VectorView<const float> one(bias.data(), out), both(sum.data(), out);
+  const cuda::Nf4Linear<T> base(cuda::Nf4Tensor(random_storage(out, in, 64, true, 5), c), one, c);
+  const cuda::Nf4Linear<T> joined(cuda::Nf4Tensor(random_storage(out, in, 64, true, 5), c), both, c);
+  c.reserve(std::max(lora.scratch_bytes(base, m), cuda::Context::padded(base.panel_bytes())));
+  const cuda::DeviceMatrix<T> x = random_matrix<T>(m, in, 5, kXSize);
+  cuda::DeviceMatrix<T> y(m, out), want(m, out);
+  lora.forward(base, x.view(), y.view(), c);
+  plain.forward(joined, x.view(), want.view(), c);
+  check_that(host_copy(y.view()) == host_copy(want.view()), "{}: other bits than with that bias in the base", what);
+  base.forward_panel(x.view(), joined.bias(), y.view(), c);
+  joined.forward_panel(x.view(), want.view(), c);
+  check_that(host_copy(y.view()) == host_copy(want.view()), "{}: by panels other bits than with that bias in the base", what);
+}
+
+PEFT_GPU_TEST(lora_bias_joins_the_bases) {
+  const auto all = [](auto zero) {
+    using T = decltype(zero);
+    test_lora_bias<T>(5, 40, 72, 4, true);
+    test_lora_bias<T>(33, 24, 40, 3, false);
+    test_lora_bias_of_four_bits<T>(3);
+    if (kIsEmulated) return;
+    test_lora_bias<T>(300, 520, 256, 16, true);
+    test_lora_bias_of_four_bits<T>(1024);
+  };
+  all(float{}), all(f16{}), all(bf16{});
 }
 
 #ifndef PEFT_CUDA_EMULATOR

@@ -3,9 +3,11 @@
 // One translation unit: the tests instantiate the same kernels.
 #include "adamw_gpu_test.cuh"
 #include "adapters_gpu_test.cuh"
+#include "bottleneck_gpu_test.cuh"
 #include "four_bit_gpu_test.cuh"
 #include "gpu_test.hpp"
 #include "linear_gpu_test.cuh"
+#include "loss_gpu_test.cuh"
 
 int main(int argc, char** argv) {
   using namespace gpu_test;

@@ -1,5 +1,6 @@
 // Gradients of low-rank factors, and bottleneck adapters, whose gradients are made with them.
 #include "launches.hpp"
+#include "peft/cuda/kernels/bias_sum.cuh"
 #include "peft/cuda/kernels/bottleneck.cuh"
 #include "peft/cuda/kernels/lora_backward.cuh"
 #include "peft/cuda/kernels/lora_factor_grad.cuh"
@@ -80,8 +81,20 @@ void bottleneck(const char* label) {
       backward.m = m;
       backward.activation = Activation::kGelu;
       PROVE(label, bottleneck_backward(backward, nullptr));
+
+      // With a dropout mask, and with c in device memory.
+      forward.mask = backward.mask = address<std::uint8_t>();
+      forward.mask_stride = backward.mask_stride = kWidth / 8;
+      forward.scale_from = backward.scale_from = address<float>();
+      backward.up_bias = address<float>();
+      backward.d_scale = address<float>();
+      PROVE("trained bottleneck", bottleneck_forward(forward, nullptr));
+      PROVE("trained bottleneck", bottleneck_backward(backward, nullptr));
     }
   }
+  const MaskRowsArgs<T> unaligned{address<T>(sizeof(T)), kWidth, address<T>(), kWidth, address<std::uint8_t>(), kWidth / 8, 1.0f, 64, kWidth};
+  PROVE("unaligned mask", mask_rows(unaligned, nullptr));
+  PROVE("bias", bias_sum(BiasSumArgs<T>{address<T>(), address<float>(), 1.0f, address<T>(), kWidth}, nullptr));
 }
 
 }  // namespace

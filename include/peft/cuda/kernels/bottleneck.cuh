@@ -1,7 +1,9 @@
 #pragma once
 /// The inside of a bottleneck adapter in one kernel, and its backward in one:
-///   S = x·Dᵀ + e,  y = r + c·(f(S)·Uᵀ + g)        x, y, r [m,d], S [m,b]; D [b,d], e [b], U [d,b], g [d]
-///   dS = c·(dy·U)∘f'(S),  dx = r' + dS·D          r': what else flows to x, or nothing
+///   S = x·Dᵀ + e,  y = r + m∘c·(f(S)·Uᵀ + g)      x, y, r [m,d], S [m,b]; D [b,d], e [b], U [d,b], g [d]
+///   dS = c·(d̂·U)∘f'(S),  dx = r' + dS·D           d̂ = m∘dy; r': what else flows to x, or nothing
+/// m is a dropout mask (none: 1), c a number or one in device memory, which has a gradient then:
+///   dc += Σ f(S)∘(d̂·U) + Σ_j g_j·Σ_i d̂_ij
 /// (peft/bottleneck.hpp has the gradients of the parameters, which are products over m: lora_factor_grad and column_sum
 /// here, of what the kernel leaves of f(S) and dS.)
 ///
@@ -22,6 +24,7 @@
 #include "peft/cuda/kernels/activation.cuh"
 #include "peft/cuda/kernels/column_sums.cuh"
 #include "peft/cuda/kernels/lora_factor_grad.cuh"
+#include "peft/cuda/kernels/mask_rows.cuh"
 #include "peft/cuda/kernels/reduce.cuh"
 #include "peft/cuda/kernels/tile_product.cuh"
 
@@ -54,6 +57,10 @@ struct BottleneckForwardArgs {
   void* workspace = nullptr;  ///< bottleneck_forward_workspace bytes
   int shared_limit = 0;       ///< bytes of shared memory a block may have; 0: 99 KiB, on sm_75 64
   int sm = 0;                 ///< compute capability; 0: the current device's
+  const float* scale_from = nullptr;     ///< one more factor of c, in device memory, or null
+  const std::uint8_t* mask = nullptr;    ///< m: bit j%8 of byte j/8 of a row keeps column j; null: none
+  Index mask_stride = 0;                 ///< bytes
+  float mask_scale = 1.0f;               ///< of what is kept
 };
 
 /// Gradients of parameters are added to; null: not wanted, as dx.
@@ -83,6 +90,12 @@ struct BottleneckBackwardArgs {
   void* workspace = nullptr;  ///< bottleneck_backward_workspace bytes
   int shared_limit = 0;
   int sm = 0;
+  const float* scale_from = nullptr;
+  const std::uint8_t* mask = nullptr;
+  Index mask_stride = 0;
+  float mask_scale = 1.0f;
+  const float* up_bias = nullptr;  ///< g, for d_scale, or null
+  float* d_scale = nullptr;        ///< dc / scale: the gradient of *scale_from; added to
 };
 
 /// Both directions' kernel. "Outer": x's and y's d columns.
@@ -104,6 +117,11 @@ struct BottleneckTask {
   T* out;     ///< null: not wanted
   Index ldo;
   float* parts;  ///< [slices, m, d]; null: straight to out
+  const float* scale_from;
+  const std::uint8_t* mask;  ///< forward's
+  Index mask_stride;
+  float mask_scale;
+  float* scale_sums;  ///< backward: Σ f(S)∘(d̂·U) of each block, or null
   int m, d, b, width;
   bool s_aligned, saved_aligned, residual_aligned, out_aligned, parts_aligned, out_bias_aligned;
 };
@@ -153,6 +171,21 @@ template <class T, int kM, int kN, Order kA, Order kB, class F>
 PEFT_DEVICE void for_each_four(const FmaTile<T, kM, kN, kA, kB>& tile, F&& f) {
   static_assert(FmaTile<T, kM, kN, kA, kB>::kRun == 4);
   tile.for_each_run(f);
+}
+
+/// c.
+template <class T>
+PEFT_DEVICE float bottleneck_scale(const BottleneckTask<T>& task) {
+  return task.scale_from == nullptr ? task.scale : task.scale * load_const(task.scale_from);
+}
+/// m∘four; `column` is a multiple of four.
+template <class T>
+PEFT_DEVICE void drop_four(const BottleneckTask<T>& task, int row, int column, Vec<float, 4>& four) {
+  if (task.mask == nullptr || row >= task.m || column >= task.d) return;
+  const std::uint32_t byte = load_const(task.mask + static_cast<Index>(row) * task.mask_stride + column / 8);
+  const std::uint32_t bits = byte >> (column & 4);
+  PEFT_UNROLL
+  for (int e = 0; e < 4; ++e) four[e] = ((bits >> e) & 1u) != 0 ? four.v[e] * task.mask_scale : 0.0f;
 }
 
 /// Four neighbours of a matrix; zero outside of it.
@@ -253,7 +286,7 @@ PEFT_DEVICE void bottleneck_products(int tiles, int steps, Start&& start, Left&&
   }
 }
 
-/// The sums of a pass, with the bias (forward) or c (backward), rounded to T, to the hidden panels.
+/// The sums of a pass, forward with the bias, rounded to T, to the hidden panels.
 template <class Plan, bool kBackward, class T>
 PEFT_DEVICE void store_hidden(const BottleneckTask<T>& task, const typename Plan::Tile& sums, int local0, int hidden0) {
   constexpr int kRun = Plan::Tile::kRun;
@@ -263,9 +296,7 @@ PEFT_DEVICE void store_hidden(const BottleneckTask<T>& task, const typename Plan
     Vec<T, kRun> narrow;
     PEFT_UNROLL
     for (int e = 0; e < kRun; ++e) {
-      if constexpr (kBackward) {
-        run[e] *= task.scale;
-      } else {
+      if constexpr (!kBackward) {
         if (task.hidden_bias != nullptr && hidden0 + local + e < task.b) run[e] += load_const(task.hidden_bias + hidden0 + local + e);
       }
       narrow[e] = from_float<T>(run[e]);
@@ -275,10 +306,11 @@ PEFT_DEVICE void store_hidden(const BottleneckTask<T>& task, const typename Plan
   });
 }
 
-/// The hidden panels of a pass become f of themselves, or in backward themselves times f'(S): 16 bytes a thread, a row's
-/// lanes beside one another. What global memory keeps of them is written on the way.
+/// The hidden panels of a pass become f of themselves, or in backward themselves times c·f'(S): 16 bytes a thread, a row's
+/// lanes beside one another. What global memory keeps of them is written on the way; backward adds them times f(S) to `sum`.
 template <class Plan, bool kBackward, Activation kKind, class T>
-PEFT_DEVICE void activate_hidden(const BottleneckTask<T>& task, int local0, int row0, int hidden0, int hidden1) {
+PEFT_DEVICE void activate_hidden(const BottleneckTask<T>& task, int local0, int row0, int hidden0, int hidden1, float scale,
+                                 float& sum) {
   constexpr int kVec = kChunk<T>;
   constexpr int kChunks = Plan::kColumns / kVec;
   const Shared<T> panels = shared_memory().template at<T>(Plan::kHidden);
@@ -295,8 +327,10 @@ PEFT_DEVICE void activate_hidden(const BottleneckTask<T>& task, int local0, int 
       for (int e = 0; e < kVec; ++e) {
         float f;
         const float slope = activation_slope<kKind>(to_float(s.v[e]), f);
-        active[e] = from_float<T>(task.scale * f);
-        values[e] = from_float<T>(to_float(values.v[e]) * slope);
+        const float into = to_float(values.v[e]);
+        sum = fma(into, f, sum);
+        active[e] = from_float<T>(scale * f);
+        values[e] = from_float<T>(scale * into * slope);
       }
       store_chunk(task.ds, static_cast<Index>(task.b), task.m, hidden1, task.saved_aligned, from_row, from, values);
       store_chunk(task.active, static_cast<Index>(task.b), task.m, hidden1, task.saved_aligned, from_row, from, active);
@@ -321,6 +355,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(256, 2) void bottleneck_kernel(BottleneckTask<T> 
     const int hidden0 = block_y() * task.width;
     const int hidden1 = min(task.b, hidden0 + task.width);  // columns from here on are zeros
     const int own = hidden1 - hidden0;
+    const float scale = bottleneck_scale(task);
+    float scale_sum = 0.0f;
 
     // 1. The hidden rows.
     TileSource<T> first = task.first, second = task.second;
@@ -338,9 +374,23 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(256, 2) void bottleneck_kernel(BottleneckTask<T> 
           store_hidden<Plan, kBackward>(task, sums, tile * kColumns, hidden0);
           sync_threads();
           with_activation(task.activation, [&](auto kind) {
-            activate_hidden<Plan, kBackward, decltype(kind)::value>(task, tile * kColumns, row0, hidden0, hidden1);
+            activate_hidden<Plan, kBackward, decltype(kind)::value>(task, tile * kColumns, row0, hidden0, hidden1, scale, scale_sum);
           });
         });
+    if constexpr (kBackward) {
+      if (task.scale_sums != nullptr) {
+        const Shared<float> of_warps = memory.template at<float>(0);  // no copy is under way
+        scale_sum = warp_sum(scale_sum);
+        sync_threads();
+        if (lane_index() == 0) of_warps.store(warp_index(), scale_sum);
+        sync_threads();
+        if (thread_index() == 0) {
+          float all = 0.0f;
+          for (int w = 0; w < Plan::kThreads / 32; ++w) all += of_warps.load(w);
+          store(task.scale_sums + block_y() * grid_x() + block_x(), all);
+        }
+      }
+    }
     if (task.out == nullptr) return;
     sync_threads();
 
@@ -363,7 +413,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(256, 2) void bottleneck_kernel(BottleneckTask<T> 
             if constexpr (!kBackward) {
               const Vec<float, 4> bias = load_bias(task.out_bias, task.out_bias_aligned, task.d, to);
               PEFT_UNROLL
-              for (int e = 0; e < 4; ++e) four[e] = task.scale * (four.v[e] + bias.v[e]);
+              for (int e = 0; e < 4; ++e) four[e] = scale * (four.v[e] + bias.v[e]);
+              drop_four(task, to_row, to, four);
             }
             if (task.residual != nullptr) {
               const Vec<float, 4> rest =
@@ -377,7 +428,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(256, 2) void bottleneck_kernel(BottleneckTask<T> 
   }
 }
 
-/// out = r + c·(Σ parts + g), parts upwards. Four columns a thread. Budget: 256 threads, 40 registers.
+/// out = r + m∘c·(Σ parts + g), parts upwards. Four columns a thread. Budget: 256 threads, 40 registers.
 template <class T, bool kBackward>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(256, 4) void bottleneck_total_kernel(BottleneckTask<T> task) {
   const int fours = ceil_div(task.d, 4);
@@ -385,6 +436,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(256, 4) void bottleneck_total_kernel(BottleneckTa
   if (element >= static_cast<Index>(task.m) * fours) return;
   const int row = static_cast<int>(element / fours), column = static_cast<int>(element % fours) * 4;
   const int slices = ceil_div(task.b, task.width);
+  [[maybe_unused]] const float scale = bottleneck_scale(task);
   Vec<float, 4> sum{};
   for (int p = 0; p < slices; ++p) {
     const Vec<float, 4> part = load_four(task.parts + static_cast<Index>(p) * task.m * task.d, static_cast<Index>(task.d),
@@ -395,7 +447,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(256, 4) void bottleneck_total_kernel(BottleneckTa
   if constexpr (!kBackward) {
     const Vec<float, 4> bias = load_bias(task.out_bias, task.out_bias_aligned, task.d, column);
     PEFT_UNROLL
-    for (int e = 0; e < 4; ++e) sum[e] = task.scale * (sum[e] + bias.v[e]);
+    for (int e = 0; e < 4; ++e) sum[e] = scale * (sum[e] + bias.v[e]);
+    drop_four(task, row, column, sum);
   }
   if (task.residual != nullptr) {
     const Vec<float, 4> rest = load_four(task.residual, task.ldr, task.m, task.d, task.residual_aligned, row, column);
@@ -403,6 +456,33 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(256, 4) void bottleneck_total_kernel(BottleneckTa
     for (int e = 0; e < 4; ++e) sum[e] += rest.v[e];
   }
   store_run(task.out, task.ldo, task.m, task.d, task.out_aligned, row, column, sum);
+}
+
+/// The gradient of c, and what g's lacks of it: dg += c·Σd̂, d_scale += scale·(Σ sums + g·Σd̂).
+struct BottleneckScaleArgs {
+  const float* column_sums;  ///< Σd̂ [d]
+  const float* up_bias;      ///< g, or null
+  float scale;
+  const float* scale_from;
+  const float* sums;
+  int d, count;
+  float* d_up_bias;  ///< or null
+  float* d_scale;    ///< or null
+};
+
+/// One block, in a fixed order; sums in double. 64 bytes of shared memory, 48 registers.
+PEFT_KERNEL PEFT_KERNEL_BOUNDS(256, 1) void bottleneck_scale_kernel(const BottleneckScaleArgs args) {
+  const float scale = args.scale * load_const(args.scale_from);
+  double sum = 0.0;
+  for (int j = thread_index(); j < args.d; j += 256) {
+    const float column = load_const(args.column_sums + j);
+    if (args.up_bias != nullptr) sum += static_cast<double>(column) * static_cast<double>(load_const(args.up_bias + j));
+    if (args.d_up_bias != nullptr) store(args.d_up_bias + j, fma(scale, column, load(args.d_up_bias + j)));
+  }
+  for (int i = thread_index(); i < args.count; i += 256) sum += static_cast<double>(load_const(args.sums + i));
+  sum = block_sum_double(sum, shared_memory().at<double>(0));
+  if (thread_index() != 0 || args.d_scale == nullptr) return;
+  store(args.d_scale, load(args.d_scale) + static_cast<float>(static_cast<double>(args.scale) * sum));
 }
 
 namespace detail {
@@ -470,14 +550,40 @@ inline Index bottleneck_forward_workspace(Index m, Index d, Index b, int shared_
   return detail::bottleneck_parts_bytes<T>(detail::bottleneck_cut<T>(m, b, shared_limit, device_architecture(sm)), m, d);
 }
 
-/// Bytes of workspace for bottleneck_backward.
+namespace detail {
+
+/// Where backward's parts of the workspace begin, in bytes: dS and c·f(S) stand before them.
+struct BottleneckPlaces {
+  Index hidden;       ///< of one of these two
+  Index masked;       ///< d̂
+  Index scale_sums;   ///< Σ f(S)∘(d̂·U), one for each block
+  Index column_sums;  ///< Σd̂
+  Index sums;         ///< of what is cut
+};
 template <class T>
-inline Index bottleneck_backward_workspace(Index m, Index d, Index b, int shared_limit = 0, int sm = 0) {
+inline BottleneckPlaces bottleneck_places(Index m, Index d, Index b, const BottleneckCut& cut, bool has_mask, bool has_scale) {
+  constexpr auto kSize = static_cast<Index>(sizeof(T));
+  BottleneckPlaces places{};
+  places.hidden = round_up_256(m * b * kSize);
+  places.masked = 2 * places.hidden;
+  places.scale_sums = places.masked + (has_mask ? round_up_256(m * d * kSize) : 0);
+  places.column_sums = places.scale_sums + (has_scale ? round_up_256(blocks_of(m, 64) * Index{cut.slices} * 4) : 0);
+  places.sums = places.column_sums + (has_scale ? round_up_256(d * 4) : 0);
+  return places;
+}
+
+}  // namespace detail
+
+/// Bytes of workspace for bottleneck_backward, with a mask, and with c in device memory.
+template <class T>
+inline Index bottleneck_backward_workspace(Index m, Index d, Index b, int shared_limit = 0, int sm = 0, bool has_mask = false,
+                                           bool has_scale = false) {
   const Index sums[] = {bottleneck_forward_workspace<T>(m, d, b, shared_limit, sm), lora_factor_grad_workspace<T>(m, b, d),
                         lora_factor_grad_workspace<T>(m, d, b), column_sum_workspace<T>(m, d), column_sum_workspace<T>(m, b)};
   Index most = 0;
   for (const Index bytes : sums) most = max(most, bytes);
-  return 2 * detail::round_up_256(m * b * static_cast<Index>(sizeof(T))) + most;
+  const detail::BottleneckCut cut = detail::bottleneck_cut<T>(m, b, shared_limit, device_architecture(sm));
+  return detail::bottleneck_places<T>(m, d, b, cut, has_mask, has_scale).sums + most;
 }
 
 namespace detail {
@@ -495,6 +601,10 @@ cudaError_t bottleneck_forward(const BottleneckForwardArgs<T>& args, const Bottl
   task.ldr = args.ldr;
   task.scale = args.scale;
   task.activation = args.activation;
+  task.scale_from = args.scale_from;
+  task.mask = args.mask;
+  task.mask_stride = args.mask_stride;
+  task.mask_scale = args.mask_scale;
   task.s = args.s;
   task.lds = args.lds;
   task.out = args.y;
@@ -515,11 +625,24 @@ cudaError_t bottleneck_forward(const BottleneckForwardArgs<T>& args, const Bottl
 /// With a given cut.
 template <class T>
 cudaError_t bottleneck_backward(const BottleneckBackwardArgs<T>& args, const BottleneckCut& cut, int sm, cudaStream_t stream) {
-  const Index hidden_bytes = round_up_256(args.m * args.b * static_cast<Index>(sizeof(T)));
+  const bool has_mask = args.mask != nullptr, has_scale = args.scale_from != nullptr;
+  const BottleneckPlaces places = bottleneck_places<T>(args.m, args.d, args.b, cut, has_mask, has_scale);
   unsigned char* const memory = static_cast<unsigned char*>(args.workspace);
-  float* const sums = reinterpret_cast<float*>(memory + 2 * hidden_bytes);
+  float* const sums = reinterpret_cast<float*>(memory + places.sums);
+  const T* dy = args.dy;
+  Index lddy = args.lddy;
+  if (has_mask) {
+    T* const masked = reinterpret_cast<T*>(memory + places.masked);
+    const MaskRowsArgs<T> drop{args.dy, args.lddy, masked, args.d, args.mask, args.mask_stride, args.mask_scale, args.m, args.d};
+    const cudaError_t error = mask_rows(drop, stream);
+    if (error != cudaSuccess) return error;
+    dy = masked;
+    lddy = args.d;
+  }
   BottleneckTask<T> task{};
-  task.in = tile_source(args.dy, args.lddy, args.m, args.d);
+  task.in = tile_source(dy, lddy, args.m, args.d);
+  task.scale_from = args.scale_from;
+  task.scale_sums = has_scale ? reinterpret_cast<float*>(memory + places.scale_sums) : nullptr;
   task.first = tile_source(args.up, args.ldu, args.d, args.b);
   task.second = tile_source(args.down, args.ldd, args.b, args.d);
   task.residual = args.residual;
@@ -529,7 +652,7 @@ cudaError_t bottleneck_backward(const BottleneckBackwardArgs<T>& args, const Bot
   task.s = const_cast<T*>(args.s);
   task.lds = args.lds;
   task.ds = reinterpret_cast<T*>(memory);
-  task.active = reinterpret_cast<T*>(memory + hidden_bytes);
+  task.active = reinterpret_cast<T*>(memory + places.hidden);
   task.out = args.dx;
   task.ldo = args.lddx;
   task.parts = cut.slices > 1 && args.dx != nullptr ? sums : nullptr;
@@ -543,24 +666,38 @@ cudaError_t bottleneck_backward(const BottleneckBackwardArgs<T>& args, const Bot
   task.out_aligned = is_store_aligned(args.dx, args.lddx);
   task.parts_aligned = is_store_aligned(sums, args.d);
   cudaError_t error = launch_bottleneck<T, true>(task, cut, sm, stream);
-  // dD = dSᵀ·x and dU = dyᵀ·(c·f(S)) have the form of lora_factor_grad.
+  // dD = dSᵀ·x and dU = d̂ᵀ·(c·f(S)) have the form of lora_factor_grad.
   if (error == cudaSuccess && args.d_down != nullptr) {
     error = lora_factor_grad(LoraFactorGradArgs<T>{task.ds, args.b, args.x, args.ldx, nullptr, 0, 1.0f, args.d_down, args.d,
                                                    args.m, args.d, args.b, sums, sm},
                              stream);
   }
   if (error == cudaSuccess && args.d_up != nullptr) {
-    error = lora_factor_grad(LoraFactorGradArgs<T>{args.dy, args.lddy, task.active, args.b, nullptr, 0, 1.0f, args.d_up,
+    error = lora_factor_grad(LoraFactorGradArgs<T>{dy, lddy, task.active, args.b, nullptr, 0, 1.0f, args.d_up,
                                                    args.b, args.m, args.b, args.d, sums, sm},
                              stream);
   }
   if (error == cudaSuccess && args.d_down_bias != nullptr) {
     error = column_sum(ColumnSumArgs<T>{task.ds, args.b, args.m, args.b, 1.0f, args.d_down_bias, sums}, stream);
   }
-  if (error == cudaSuccess && args.d_up_bias != nullptr) {
-    error = column_sum(ColumnSumArgs<T>{args.dy, args.lddy, args.m, args.d, args.scale, args.d_up_bias, sums}, stream);
+  if (error != cudaSuccess) return error;
+  if (!has_scale) {
+    if (args.d_up_bias == nullptr) return error;
+    return column_sum(ColumnSumArgs<T>{dy, lddy, args.m, args.d, args.scale, args.d_up_bias, sums}, stream);
   }
-  return error;
+  float* const column_sums = reinterpret_cast<float*>(memory + places.column_sums);
+  error = column_sum(ColumnSumArgs<T>{dy, lddy, args.m, args.d, 1.0f, column_sums, sums, true}, stream);
+  if (error != cudaSuccess) return error;
+  const BottleneckScaleArgs scale{column_sums,
+                                  args.up_bias,
+                                  args.scale,
+                                  args.scale_from,
+                                  task.scale_sums,
+                                  static_cast<int>(args.d),
+                                  blocks_of(args.m, 64) * cut.slices,
+                                  args.d_up_bias,
+                                  args.d_scale};
+  return launch<bottleneck_scale_kernel>(Grid{1, 1, 1}, 256, 64, stream, scale);
 }
 
 }  // namespace detail
@@ -582,7 +719,7 @@ cudaError_t bottleneck_backward(const BottleneckBackwardArgs<T>& args, cudaStrea
   if (!is_size(args.m) || !is_size(args.d) || !is_size(args.b) || args.b == 0) return cudaErrorInvalidValue;
   if (args.m == 0 || args.d == 0) return cudaSuccess;
   if (args.dy == nullptr || args.down == nullptr || args.up == nullptr || args.s == nullptr || args.workspace == nullptr ||
-      (args.d_down != nullptr && args.x == nullptr)) {
+      (args.d_down != nullptr && args.x == nullptr) || (args.d_scale != nullptr && args.scale_from == nullptr)) {
     return cudaErrorInvalidValue;
   }
   const int sm = device_architecture(args.sm);

@@ -1,5 +1,5 @@
 #pragma once
-/// The gradient of a bias: out += scale · Σ_i a[i];   a [m, n] of T, out [n] float. Rows are cut into parts by shape, and all
+/// The gradient of a bias: out += scale · Σ_i a[i] (or =);   a [m, n] of T, out [n] float. Rows are cut into parts by shape, and all
 /// sums have a fixed order. Reads a once, 16 bytes a lane.
 
 #include "peft/cuda/kernels/tile_product.cuh"
@@ -17,6 +17,7 @@ struct ColumnSumArgs {
   float scale;
   float* out;                  ///< [n], added to
   float* workspace = nullptr;  ///< column_sum_workspace bytes; null: m is not cut, which is slower
+  bool overwrites = false;     ///< out = …, and not +=
 };
 
 template <class T>
@@ -28,6 +29,7 @@ struct ColumnSumTask {
   float scale;
   float* out;
   float* parts;  ///< [parts, n], unscaled; null: straight to out
+  bool overwrites;
 };
 
 inline constexpr int kColumnSumWarps = 8;
@@ -77,7 +79,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(32 * kColumnSumWarps, 4) void column_sum_kernel(C
       store(task.parts + static_cast<Index>(block_y()) * task.n + column0 + c, sum);
     } else {
       float* const out = task.out + column0 + c;
-      store(out, fma(task.scale, sum, load(out)));
+      store(out, fma(task.scale, sum, task.overwrites ? 0.0f : load(out)));
     }
   }
 }
@@ -112,12 +114,14 @@ inline cudaError_t column_sum(const ColumnSumArgs<T>& args, cudaStream_t stream)
                               is_aligned(args.a, args.lda, args.n),
                               args.scale,
                               args.out,
-                              parts > 1 ? args.workspace : nullptr};
+                              parts > 1 ? args.workspace : nullptr,
+                              args.overwrites};
   const Grid grid{blocks_of(args.n, kColumnSumSpan<T>), parts, 1};
   constexpr int kShared = kColumnSumWarps * kColumnSumSpan<T> * static_cast<int>(sizeof(float));
   const cudaError_t error = launch<column_sum_kernel<T>>(grid, 32 * kColumnSumWarps, kShared, stream, task);
   if (error != cudaSuccess || parts == 1) return error;
-  return tile_reduce(TileReduceArgs<float>{args.workspace, parts, args.out, args.n, 1, static_cast<int>(args.n), args.scale, true},
+  return tile_reduce(TileReduceArgs<float>{args.workspace, parts, args.out, args.n, 1, static_cast<int>(args.n), args.scale,
+                                           !args.overwrites},
                      stream);
 }
 
