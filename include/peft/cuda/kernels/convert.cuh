@@ -30,6 +30,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kConvertThreads, 4) void convert_kernel(ConvertAr
   const Vec<From, kRun>* const from = reinterpret_cast<const Vec<From, kRun>*>(args.src) + run;
   Vec<To, kRun>* const to = reinterpret_cast<Vec<To, kRun>*>(args.dst) + run;
   const Index from_step = args.lds / kRun, to_step = args.ldd / kRun;
+  PEFT_NO_UNROLL
   for (Index row = block_y(); row < args.rows; row += grid_y()) {
     const Vec<From, kRun> in = load_const(from + row * from_step);
     Vec<To, kRun> out;
