@@ -128,6 +128,28 @@ TEST_CASE("CUDA: an adapter's rows have the same bits whatever else is in the ba
   }
 }
 
+TEST_CASE("CUDA: a batch of mixed adapters moves each adapter and its rows once", "[cuda]") {
+  constexpr Index kTokens = 32, kIn = 256, kOut = 128, kRank = 16;
+  const Matrix<f16> x(kTokens, kIn, 0, 1, "x"), a(kRank, kIn, 0, 2, "a"), b(kOut, kRank, 0, 3, "b");
+  const Matrix<f16> a2(kRank, kIn, 0, 4, "a2"), b2(kOut, kRank, 0, 5, "b2");
+  Matrix<f16> y(kTokens, kOut, 0, 6, "y"), s(kTokens, kRank, 0, "s");
+  std::vector<device::AdapterSegment<f16>> segments = {
+      {a.data(), kIn, b.data(), kRank, 1.0f, kRank, 0, 16}, {a2.data(), kIn, b2.data(), kRank, 1.0f, kRank, 16, 16}};
+  std::vector<std::int32_t> rows(kTokens);
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<std::int32_t>(i * 5 % 32);
+  const Buffer<device::AdapterSegment<f16>> table(segments, "segments");
+  const Buffer<std::int32_t> map(rows, "rows");
+  const device::AdapterBatchArgs<f16> batch{table.data(), 2, map.data(), kTokens, 16, kRank, s.data(), kRank, nullptr, 80};
+  peft_emulator::take_report();
+  REQUIRE(device::adapter_batch_shrink<f16>({x.data(), kIn, kIn, batch}, nullptr) == cudaSuccess);
+  // Beside x, A and S, of which blocks of four warps make two: a warp reads five numbers of its segment, and for each of the
+  // four steps of k the map of its four rows. Both stay in L1.
+  CHECK(lora_problem::moved_bytes() == 2 * (kTokens * kIn + 2 * kRank * kIn + kTokens * kRank) + 32 * 2 * 4 * (5 + 4));
+  REQUIRE(device::adapter_batch_expand<f16>({y.data(), kOut, kOut, batch}, nullptr) == cudaSuccess);
+  // y there and back, B once, S once for each of two blocks of columns; a warp reads six numbers and twice the map of eight rows.
+  CHECK(lora_problem::moved_bytes() == 2 * (2 * kTokens * kOut + 2 * kOut * kRank + 2 * kTokens * kRank) + 32 * 4 * 4 * (6 + 2));
+}
+
 TEST_CASE("CUDA: a batch without adapters costs nothing", "[cuda]") {
   device::AdapterBatchArgs<float> batch{};
   batch.sm = 80;

@@ -344,6 +344,22 @@ TEST_CASE("The bottleneck's main loops have no bank conflicts and its rows move 
   REQUIRE_CLEAN();
 }
 
+TEST_CASE("The bottleneck's backward has no bank conflicts, and its rows move in whole sectors", "[cuda][bottleneck]") {
+  Problem<f16> problem({.m = 64, .d = 256, .b = 16});
+  REQUIRE(device::bottleneck_forward(problem.forward(), nullptr) == cudaSuccess);
+  peft_emulator::take_report();
+  auto args = problem.backward();
+  args.d_down = args.d_down_bias = args.d_up = args.d_up_bias = nullptr;
+  REQUIRE(device::bottleneck_backward(args, nullptr) == cudaSuccess);
+  const auto fused = peft_emulator::take_report();
+  INFO(fused.counts_text());
+  CHECK(fused.bank_conflicts == 0);
+  // dy, r' and dx; U and D; S, dS and c·f(S): once each.
+  CHECK(32 * fused.global_sectors == 2 * (3 * 64 * 256 + 2 * 16 * 256 + 3 * 64 * 16));
+  REQUIRE(device::bottleneck_backward(problem.backward(), nullptr) == cudaSuccess);
+  CHECK(peft_emulator::take_report().bank_conflicts == 0);
+}
+
 TEST_CASE("The bottleneck's bits do not depend on the schedule, and y may be the residual", "[cuda][bottleneck]") {
   std::vector<float> first, gradient;
   for (const std::uint64_t seed : {1u, 7u}) {
@@ -388,6 +404,31 @@ TEST_CASE("Activations of the device and their slopes", "[cuda][bottleneck]") {
   REQUIRE(device::activation_slope<Activation::kSilu>(-200.0f, f) == Approx(0.0f).margin(1e-30));
   REQUIRE(device::activation_slope<Activation::kRelu>(0.0f, f) == 0.0f);
   REQUIRE(device::activation_slope<Activation::kLeakyRelu>(0.0f, f) == 0.01f);
+}
+
+TEST_CASE("Column sums and conversions move each element once", "[cuda][bottleneck]") {
+  const Index m = 256, n = 512;
+  Device<bf16> a(m, n, 0, 3, 1.0f, "a");
+  Buffer<float> out(n, 1.0f, "out");
+  Buffer<unsigned char> workspace(device::column_sum_workspace<bf16>(m, n), "workspace");
+  peft_emulator::take_report();
+  const auto sum = [&](float* memory) {
+    REQUIRE(device::column_sum(device::ColumnSumArgs<bf16>{a.data(), n, m, n, 1.0f, out.data(), memory}, nullptr) == cudaSuccess);
+    const auto report = peft_emulator::take_report();
+    INFO(report.counts_text());
+    CHECK(report.bank_conflicts == 0);
+    return 32 * report.global_sectors;
+  };
+  CHECK(sum(nullptr) == 2 * m * n + 8 * n);
+  // Rows in two parts: sums in float, there and back.
+  CHECK(sum(reinterpret_cast<float*>(workspace.data())) == 2 * m * n + 8 * n + 2 * 8 * n);
+
+  Buffer<float> wide(4096, 1.0f, "wide");
+  Buffer<f16> narrow(4096, f16(1.0f), "narrow");
+  REQUIRE(device::convert(device::ConvertArgs<f16, float>{wide.data(), 1024, narrow.data(), 1024, 4, 1024}, nullptr) == cudaSuccess);
+  CHECK(32 * peft_emulator::take_report().global_sectors == 6 * 4096);
+  REQUIRE(device::convert(device::ConvertArgs<float, f16>{narrow.data(), 1024, wide.data(), 1024, 4, 1024}, nullptr) == cudaSuccess);
+  CHECK(32 * peft_emulator::take_report().global_sectors == 6 * 4096);
 }
 
 TEST_CASE("Column sums and conversions", "[cuda][bottleneck]") {

@@ -165,6 +165,9 @@ TEST_CASE("four bits on the device: a few rows", "[cuda]") {
   check_forward<float>({.m = 1, .out = 40, .in = 192, .block = 64, .r = 8});
   check_forward<float>({.m = 3, .out = 33, .in = 96, .block = 32, .nested = true, .r = 5, .offset = 1});
   check_forward<bf16>({.m = 4, .out = 32, .in = 128, .block = 64, .r = 5, .sm = 75});
+  // A warp meets another nested maximum on its way along a row.
+  check_forward<f16>({.m = 2, .out = 8, .in = 1088, .block = 32, .nested = true});
+  check_forward<float>({.m = 2, .out = 16, .in = 1088, .block = 64, .nested = true});
 }
 
 TEST_CASE("four bits on the device: many rows on tensor cores", "[cuda]") {

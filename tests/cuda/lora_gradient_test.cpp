@@ -194,6 +194,70 @@ TEST_CASE("CUDA: dS and dB of a LoRA layer equal their sums in double", "[cuda]"
   REQUIRE(device::lora_backward(args, nullptr) == cudaErrorInvalidValue);  // no workspace
 }
 
+TEST_CASE("CUDA: dS and dB move dy once", "[cuda]") {
+  const auto bytes_of = [](Index m, Index out, Index r) {
+    const Matrix<f16> dy(m, out, 0, 1, "dy");
+    const Matrix<f16> s(m, r, 0, 2, "s");
+    const Matrix<f16> b(out, r, 0, 3, "b");
+    Matrix<f16> ds(m, r, 0, "ds");
+    Matrix<float> db(out, r, 0, 4, "db");
+    Buffer<float> workspace(device::lora_backward_workspace<f16>(m, out, r) / 4, "workspace");
+    peft_emulator::take_report();
+    REQUIRE(device::lora_backward<f16>({dy.data(), out, s.data(), r, b.data(), r, 0.75f, ds.data(), r, db.data(), r, m, out, r,
+                                        workspace.data(), 80},
+                                       nullptr) == cudaSuccess);
+    return lora_problem::moved_bytes();
+  };
+  // One block of columns: everything once, dB there and back.
+  CHECK(bytes_of(128, 128, 16) == 2 * (128 * 128 + 128 * 16 + 128 * 16 + 128 * 16) + 8 * 128 * 16);
+  // Two: S twice, and a block's sums of dS in float, there and back.
+  CHECK(bytes_of(64, 256, 16) == 2 * (64 * 256 + 2 * 64 * 16 + 256 * 16 + 64 * 16) + 8 * 256 * 16 + 2 * 8 * 64 * 16);
+  // Rows in two parts: B twice, and a part's sums of dB in float.
+  CHECK(bytes_of(512, 128, 16) == 2 * (512 * 128 + 512 * 16 + 2 * 128 * 16 + 512 * 16) + 8 * 128 * 16 + 2 * 8 * 128 * 16);
+}
+
+TEST_CASE("CUDA: the gradient of a LoRA layer's A moves x once", "[cuda]") {
+  const auto bytes_of = [](Index m, Index in, Index r, float dropout) {
+    const Matrix<f16> x(m, in, 0, 1, "x");
+    const Matrix<f16> ds(m, r, 0, 2, "ds");
+    const Mask mask(m, in, dropout);
+    Matrix<float> da(r, in, 0, 3, "da");
+    Buffer<float> workspace(device::lora_factor_grad_workspace<f16>(m, in, r) / 4, "workspace");
+    peft_emulator::take_report();
+    REQUIRE(device::lora_factor_grad<f16>({ds.data(), r, x.data(), in, mask.bits(), mask.stride(), mask.scale(), da.data(), in, m, in,
+                                           r, workspace.data(), 80},
+                                          nullptr) == cudaSuccess);
+    return lora_problem::moved_bytes();
+  };
+  CHECK(bytes_of(256, 64, 16, 0.0f) == 2 * (256 * 64 + 256 * 16) + 8 * 16 * 64);
+  // Four blocks of x's columns: dS four times. A block takes 8 bytes of a mask's row, a sector.
+  CHECK(bytes_of(256, 256, 16, 0.5f) == 2 * (256 * 256 + 4 * 256 * 16) + 8 * 16 * 256 + 4 * 256 * 32);
+  // Rows in two parts: sums in float, there and back.
+  CHECK(bytes_of(512, 64, 16, 0.0f) == 2 * (512 * 64 + 512 * 16) + 8 * 16 * 64 + 2 * 8 * 16 * 64);
+}
+
+TEST_CASE("CUDA: the gradient of a LoRA layer's input moves each operand once a block", "[cuda]") {
+  const auto bytes_of = [](Index m, Index out, Index in, Index r, float dropout) {
+    const Matrix<f16> dy(m, out, 0, 1, "dy");
+    const Matrix<f16> w(out, in, 0, 2, "w");
+    const Matrix<f16> ds(m, r, 0, 3, "ds");
+    const Matrix<f16> a(r, in, 0, 4, "a");
+    const Mask mask(m, in, dropout);
+    Matrix<f16> dx(m, in, 0, "dx");
+    peft_emulator::take_report();
+    REQUIRE(device::lora_input_grad<f16>({dy.data(), out, w.data(), in, ds.data(), r, a.data(), in, mask.bits(), mask.stride(),
+                                          mask.scale(), dx.data(), in, m, out, in, r, 80},
+                                         nullptr) == cudaSuccess);
+    return lora_problem::moved_bytes();
+  };
+  CHECK(bytes_of(16, 256, 64, 16, 0.0f) == 2 * (16 * 256 + 256 * 64 + 16 * 16 + 16 * 64 + 16 * 64));
+  // Four blocks of columns: dy and dS four times; of a row's mask a sector for each of a block's four warps, once.
+  CHECK(bytes_of(16, 64, 256, 16, 0.5f) ==
+        2 * (4 * 16 * 64 + 64 * 256 + 4 * 16 * 16 + 16 * 256 + 16 * 256) + 4 * 4 * 16 * 32);
+  // Middle tiles, 2 x 2: everything twice but dx.
+  CHECK(bytes_of(128, 128, 128, 16, 0.0f) == 2 * (2 * 2 * 128 * 128 + 2 * 2 * 128 * 16 + 128 * 128));
+}
+
 TEST_CASE("CUDA: gradients of a LoRA layer have the same bits in any order of threads", "[cuda]") {
   const Shape shape{530, 136, 40, 8, 0.25f};
   const auto first = backward<f16>(shape, 80);

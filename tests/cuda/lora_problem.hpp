@@ -122,6 +122,16 @@ inline void require_clean_without_conflicts() {
   REQUIRE(report.bank_conflicts == 0);
 }
 
+/// Bytes of the sectors of 32 that the launches since the last call touched; they found nothing and met no bank conflict.
+inline Index moved_bytes() {
+  const peft_emulator::Report report = peft_emulator::take_report();
+  INFO(report.text() << report.counts_text());
+  REQUIRE(report.clean());
+  REQUIRE(report.bank_conflicts == 0);
+  UNSCOPED_INFO(report.counts_text());
+  return 32 * report.global_sectors;
+}
+
 /// Every element of `got` against sum(i, j).
 template <class T, class F>
 void require_matches(const Matrix<T>& got, F&& sum) {

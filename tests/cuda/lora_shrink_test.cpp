@@ -78,6 +78,35 @@ TEST_CASE("CUDA: lora_shrink has the same bits in any order of threads", "[cuda]
   }
 }
 
+TEST_CASE("CUDA: lora_shrink moves x, A and S once", "[cuda]") {
+  const auto bytes_of = [](Index m, Index in, Index r, float dropout) {
+    const Matrix<f16> x(m, in, 0, 1, "x");
+    const Matrix<f16> a(r, in, 0, 2, "a");
+    const Mask mask(m, in, dropout);
+    Matrix<f16> s(m, r, 0, "s");
+    peft_emulator::Buffer<float> workspace(device::lora_shrink_workspace<f16>(m, in, r) / 4, "workspace");
+    peft_emulator::take_report();
+    REQUIRE(device::lora_shrink<f16>({x.data(), in, a.data(), in, s.data(), r, m, in, r, mask.bits(), mask.stride(), mask.scale(),
+                                      workspace.data(), 80},
+                                     nullptr) == cudaSuccess);
+    return lora_problem::moved_bytes();
+  };
+  CHECK(bytes_of(64, 256, 16, 0.0f) == 2 * (64 * 256 + 16 * 256 + 64 * 16));
+  // Of a mask's row a step of k asks for 8 bytes, a sector, which four steps share in L1.
+  CHECK(bytes_of(64, 256, 16, 0.5f) == 2 * (64 * 256 + 16 * 256 + 64 * 16) + 4 * (64 * 256 / 8));
+  // A once for each 64 rows, x once for each 64 columns.
+  CHECK(bytes_of(128, 128, 128, 0.0f) == 2 * (2 * 128 * 128 + 2 * 128 * 128 + 128 * 128));
+  // Two parts of k: sums in float, there and back.
+  CHECK(bytes_of(16, 512, 16, 0.0f) == 2 * (16 * 512 + 16 * 512 + 16 * 16) + 2 * 2 * 4 * 16 * 16);
+}
+
+TEST_CASE("CUDA: dropout masks move an eighth of a byte an element", "[cuda]") {
+  peft_emulator::Buffer<std::uint8_t> bits(4 * 512, "bits");
+  peft_emulator::take_report();
+  REQUIRE(device::dropout_mask({1, 2, 3, 0, 0.1f, bits.data(), 512, 4, 4096}, nullptr) == cudaSuccess);
+  CHECK(lora_problem::moved_bytes() == 4 * 4096 / 8);
+}
+
 TEST_CASE("CUDA: dropout masks are the CPU's bits", "[cuda]") {
   for (const Index columns : {1, 7, 8, 250, 2100}) {
     for (const float p : {0.0f, 0.05f, 0.5f, 0.99f}) {

@@ -100,6 +100,9 @@ void launches() {
   pack.flat_absmax = pack.absmax = address<float>();
   pack.out = pack.in = kWidth;
   pack.block_size = 64;
-  PROVE("nf4, packing", four_bit_pack(pack, nullptr));
-  PROVE("nf4, packing", four_bit_unpack(pack, nullptr));
+  for (const Index in : {kWidth, kWidth + 1}) {
+    pack.in = in;
+    PROVE("nf4, packing", four_bit_pack(pack, nullptr));
+    PROVE("nf4, packing", four_bit_unpack(pack, nullptr));
+  }
 }

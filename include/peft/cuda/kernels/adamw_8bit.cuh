@@ -203,9 +203,6 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kAdamW8bitThreads, 3) void adamw_8bit_kernel(cons
         m8.half[h][e] = m;
         v8.half[h][e] = v;
       }
-    }
-    PEFT_UNROLL
-    for (int h = 0; h < 2; ++h) {
       const int at = h * 128 + 4 * lane;
       Vec<T, 4> narrow;
       PEFT_UNROLL

@@ -65,13 +65,15 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(32 * kColumnSumWarps, 4) void column_sum_kernel(C
   const Shared<float> of_warps = shared_memory().at<float>(0);
   PEFT_UNROLL
   for (int e = 0; e < kVec; e += 4) {
-    // A lane's fours stand 32 fours apart, so that lanes beside one another write 16 bytes beside one another.
-    of_warps.template store_vec<4>(warp_index() * kSpan + (e / 4 * 32 + lane_index()) * 4,
+    // A lane's fours stand 32 fours apart, the second ones with neighbouring groups of four lanes swapped: neither lanes that
+    // write a four beside one another nor columns beside one another meet in a bank.
+    of_warps.template store_vec<4>(warp_index() * kSpan + (e / 4 * 32 + (lane_index() ^ e)) * 4,
                                    Vec<float, 4>{{sums[e], sums[e + 1], sums[e + 2], sums[e + 3]}});
   }
   sync_threads();
   for (int c = thread_index(); c < kSpan && column0 + c < task.n; c += 32 * kColumnSumWarps) {
-    const int place = (c % kVec / 4 * 32 + c / kVec) * 4 + c % 4;
+    const int four = c % kVec / 4;
+    const int place = (four * 32 + (c / kVec ^ 4 * four)) * 4 + c % 4;
     float sum = 0.0f;
     PEFT_UNROLL
     for (int w = 0; w < kColumnSumWarps; ++w) sum += of_warps.load(w * kSpan + place);

@@ -24,14 +24,19 @@ inline constexpr int kConvertThreads = 256;
 template <class To, class From, bool kFours>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kConvertThreads, 4) void convert_kernel(ConvertArgs<To, From> args) {
   constexpr int kRun = kFours ? 4 : 1;
-  const Index column = (static_cast<Index>(block_x()) * kConvertThreads + thread_index()) * kRun;
-  if (column >= args.cols) return;
+  const Index run = static_cast<Index>(block_x()) * kConvertThreads + thread_index();
+  if (run * kRun >= args.cols) return;
+  // Counted in runs, so that the compiler sees that a run is one store.
+  const Vec<From, kRun>* const from = reinterpret_cast<const Vec<From, kRun>*>(args.src) + run;
+  Vec<To, kRun>* const to = reinterpret_cast<Vec<To, kRun>*>(args.dst) + run;
+  const Index from_step = args.lds / kRun, to_step = args.ldd / kRun;
+  PEFT_NO_UNROLL
   for (Index row = block_y(); row < args.rows; row += grid_y()) {
-    const Vec<From, kRun> in = load_const(reinterpret_cast<const Vec<From, kRun>*>(args.src + row * args.lds + column));
+    const Vec<From, kRun> in = load_const(from + row * from_step);
     Vec<To, kRun> out;
     PEFT_UNROLL
     for (int e = 0; e < kRun; ++e) out[e] = from_float<To>(mul_rn(args.scale, to_float(in.v[e])));
-    store(reinterpret_cast<Vec<To, kRun>*>(args.dst + row * args.ldd + column), out);
+    store(to + row * to_step, out);
   }
 }
 

@@ -14,6 +14,7 @@
 #define PEFT_DEVICE inline
 #define PEFT_HOST_DEVICE inline
 #define PEFT_UNROLL
+#define PEFT_NO_UNROLL
 #else
 /// A kernel: `template <…> PEFT_KERNEL PEFT_KERNEL_BOUNDS(256, 2) void name(Args args)`, with one trivially copyable struct.
 #define PEFT_KERNEL __global__
@@ -21,6 +22,8 @@
 #define PEFT_DEVICE __device__ __forceinline__
 #define PEFT_HOST_DEVICE __host__ __device__ __forceinline__
 #define PEFT_UNROLL PEFT_PRAGMA(unroll)
+/// Keeps a loop a loop, where unrolled it would take the registers that others need.
+#define PEFT_NO_UNROLL PEFT_PRAGMA(unroll 1)
 #endif
 
 PEFT_BEGIN_NAMESPACE

@@ -173,9 +173,9 @@ class FourBitRowScales {
         offset_(w.nested_offset),
         place_(static_cast<int>(four_bit_scale_place(row, 0, w.in, w.block_size))),
         shift_(detail::log2_of(w.block_size)),
-        blocks_(static_cast<int>(w.in >> shift_)),
-        first_(row * blocks_),
-        inside_(static_cast<int>(w.out) - row) {}
+        row_(row),
+        out_(static_cast<int>(w.out)),
+        in_(static_cast<int>(w.in)) {}
 
   /// Blocks of 32: the only ones that end within a brick.
   PEFT_DEVICE bool has_small_blocks() const { return shift_ < 6; }
@@ -187,7 +187,7 @@ class FourBitRowScales {
       most_ = load_const(reinterpret_cast<const Vec<float, 4>*>(absmax_ + (place_ + block * kBrickRows)));
     } else {
       codes_ = load_const(reinterpret_cast<const std::uint32_t*>(nested_codes_ + (place_ + block * kBrickRows)));
-      if (block >= change_) find(min(block, blocks_ - 1));
+      if (block >= change_) find(block);
     }
   }
 
@@ -205,12 +205,14 @@ class FourBitRowScales {
   }
 
  private:
+  // Rare, so that what it needs of the shape is worked out anew.
   PEFT_DEVICE void find(int block) {
+    const int blocks = in_ >> shift_;
+    int flat = row_ * blocks + min(block, blocks - 1);
     change_ = INT_MAX;
     PEFT_UNROLL
-    for (int e = 0; e < 4; ++e) {
-      const int flat = first_ + e * blocks_ + block;
-      most_[e] = e < inside_ ? load_const(nested_absmax_ + (flat >> 8)) : 0.0f;
+    for (int e = 0; e < 4; ++e, flat += blocks) {
+      most_[e] = row_ + e < out_ ? load_const(nested_absmax_ + (flat >> 8)) : 0.0f;
       change_ = min(change_, block + 256 - (flat & 255));
     }
   }
@@ -220,9 +222,8 @@ class FourBitRowScales {
   const float* nested_absmax_;
   float offset_;
   int place_;  ///< of the first row's first maximum: 32 bits, for registers
-  int shift_, blocks_;
-  int first_;        ///< flat number of the first row's first block
-  int inside_;       ///< rows of the four that exist, or more
+  int shift_;
+  int row_, out_, in_;
   int change_ = 0;   ///< block from which a nested maximum is another one
   Vec<float, 4> most_;
   std::uint32_t codes_;

@@ -84,6 +84,24 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kDequantizeThreads, 4) void four_bit_dequantize_k
   const int count = static_cast<int>(min(Index{8}, args.cols - column));
   const int shift = 31 - __builtin_clz(static_cast<unsigned>(args.block_size));
   float x[8] = {};
+  const auto scale_of = [&](Index block) {
+    if (args.absmax != nullptr) return load_const(args.absmax + block);
+    return add_rn(mul_rn(load_const(args.nested_map + load_const(args.nested_codes + block)), load_const(args.nested_absmax + (block >> 8))),
+                  args.nested_offset);
+  };
+  const bool aligned = detail::is_row_aligned(args.out, args.ldo);
+  if (count == 8 && first % 8 == 0 && reinterpret_cast<std::uintptr_t>(args.codes) % 4 == 0) {
+    // One word, of one block.
+    const std::uint32_t word = load_const(reinterpret_cast<const std::uint32_t*>(args.codes) + first / 8);
+    const float scale = scale_of(first >> shift);
+    PEFT_UNROLL
+    for (int e = 0; e < 8; ++e) {
+      const std::uint32_t code = (word >> (8 * (e / 2) + (e % 2 == 0 ? 4 : 0))) & 15u;
+      x[e] = mul_rn(value.load(static_cast<int>(code) * 32), scale);
+    }
+    detail::store_eight(args.out + row * args.ldo, column, static_cast<int>(args.cols), aligned, x);
+    return;
+  }
   Index seen = -1;
   float scale = 0.0f;
   std::uint32_t byte = 0;
@@ -94,16 +112,11 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kDequantizeThreads, 4) void four_bit_dequantize_k
     const Index block = element >> shift;
     if (block != seen) {
       seen = block;
-      scale = args.absmax != nullptr
-                  ? load_const(args.absmax + block)
-                  : add_rn(mul_rn(load_const(args.nested_map + load_const(args.nested_codes + block)),
-                                  load_const(args.nested_absmax + (block >> 8))),
-                           args.nested_offset);
+      scale = scale_of(block);
     }
     if (e == 0 || element % 2 == 0) byte = load_const(args.codes + element / 2);
     x[e] = mul_rn(value.load(static_cast<int>(element % 2 == 0 ? byte >> 4 : byte & 15u) * 32), scale);
   }
-  const bool aligned = detail::is_row_aligned(args.out, args.ldo);
   detail::store_eight(args.out + row * args.ldo, column, static_cast<int>(args.cols), aligned, x);
 }
 
@@ -121,11 +134,25 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kDequantizeThreads, 4) void four_bit_panel_kernel
   const FourBitChunk chunk =
       load_const(reinterpret_cast<const FourBitChunk*>(args.w.codes + four_bit_word_byte(row0, column, args.w.in)));
   const bool aligned = detail::is_row_aligned(args.out, args.ldo);
+  const bool is_flat = args.w.is_flat();
+  Vec<float, 4> of_rows{};  // the four rows' maxima, which lie beside one another where blocks end with the rows
+  if (!is_flat) {
+    const FourBitScales all(args.w);
+    const FourBitScaleWords packed = all.load_rows(static_cast<int>(row0), column);
+    of_rows = packed.v;
+    if (all.is_nested()) {
+      PEFT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        of_rows[i] = add_rn(mul_rn(load_const(args.w.nested_map + ((packed.codes >> (8 * i)) & 255u)), packed.v[i]), args.w.nested_offset);
+      }
+    }
+  }
   PEFT_UNROLL
   for (int i = 0; i < 4; ++i) {
     const Index row = row0 + i;
     if (row < args.first_row || row >= end) continue;
-    const FourBitWordScales scales = four_bit_word_scales(args.w, row, column);
+    const FourBitWordScales scales =
+        is_flat ? four_bit_word_scales(args.w, row, column) : FourBitWordScales{of_rows.v[i], of_rows.v[i], 8};
     float x[8];
     PEFT_UNROLL
     for (int e = 0; e < 8; ++e) {

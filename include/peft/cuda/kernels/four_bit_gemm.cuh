@@ -134,14 +134,14 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Plan::kThreads, 1) void four_bit_gemm_kernel(Four
   const auto start = [&](int step, int slot) {
     detail::load_step<Plan>(args, memory, slot, token0, k_length, step, codes, code_step, is_active);
   };
-  const auto load_scales = [&](int step, FourBitScaleWords(&words)[2]) {
+  // Of a step's two halves; forward only of the first: but for blocks of 32 the second's are the same.
+  constexpr int kScaleWords = kGradient ? 2 : 1;
+  const auto load_scales = [&](int step, FourBitScaleWords(&words)[kScaleWords]) {
     if (!is_active || step >= end) return;
-    if constexpr (kGradient) {
-      PEFT_UNROLL
-      for (int h = 0; h < 2; ++h) words[h] = scales.load_rows(step * kBrickRows + 16 * h + 4 * t, n0 + 8 * g);
-    } else {
-      words[0] = scales.load_rows(n0 + 4 * g, step * kBrickColumns);
-      words[1] = scales.shift < 6 ? scales.load_rows(n0 + 4 * g, step * kBrickColumns + 32) : words[0];
+    PEFT_UNROLL
+    for (int h = 0; h < kScaleWords; ++h) {
+      words[h] = kGradient ? scales.load_rows(step * kBrickRows + 16 * h + 4 * t, n0 + 8 * g)
+                           : scales.load_rows(n0 + 4 * g, step * kBrickColumns);
     }
   };
 
@@ -150,7 +150,7 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Plan::kThreads, 1) void four_bit_gemm_kernel(Four
     if (first + s < end) start(first + s, s);
     cp_async_commit();
   }
-  FourBitScaleWords next[2] = {};
+  FourBitScaleWords next[kScaleWords] = {};
   load_scales(first, next);
   const PairTable<float> table = fill_pair_table<float, Plan::kThreads>(memory, 0, args.w.value);
   const Shared<float> map = fill_nested_map<Plan::kThreads>(memory, kPairTableBytes, args.w);
@@ -208,7 +208,10 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Plan::kThreads, 1) void four_bit_gemm_kernel(Four
     sync_threads();  // this step is there for all, and all are done with the one before, whose slot is filled next
     if (step + kStages - 1 < end) start(step + kStages - 1, free_slot);
     cp_async_commit();
-    const FourBitScaleWords now[2] = {next[0], next[1]};
+    FourBitScaleWords now[2] = {next[0], next[kScaleWords - 1]};
+    if constexpr (!kGradient) {
+      if (scales.shift < 6 && is_active) now[1] = scales.load_rows(n0 + 4 * g, step * kBrickColumns + 32);
+    }
     load_scales(step + 1, next);
     if (is_active) {
       const int stage = Plan::kStagesAt + slot * Plan::kStageBytes;

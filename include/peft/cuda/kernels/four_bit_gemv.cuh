@@ -65,12 +65,12 @@ PEFT_DEVICE void store_gemv(const FourBitGemvArgs<T>& p, int row, int out, float
 /// Half a brick is 32 chunks, one a lane; a warp's next brick is kGemvWarps further.
 inline constexpr int kHalfBrick = 32, kBrickChunks = 64;
 
-/// Scales of half h of the warp's brick at column k0; asks for those that come next, of bricks before `end`.
+/// Scales of half h of the warp's brick at column k0; asks for those that come next, of columns before `end`.
 template <bool kNested>
 PEFT_DEVICE Vec<float, 4> next_scales(FourBitRowScales<kNested>& scales, const Shared<float>& map, int h, int k0, int end) {
   const Vec<float, 4> scale = scales.expand(map);
   const int next = h == 0 && scales.has_small_blocks() ? k0 + 32 : k0 + kGemvWarps * kBrickColumns;
-  if (next < end * kBrickColumns) scales.fetch(next);
+  if (next < end) scales.fetch(next);
   return scale;
 }
 
@@ -89,18 +89,19 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
   const int out = static_cast<int>(args.w.out);
   const int bricks = static_cast<int>(four_bit_brick_columns(args.w.in));
   const int first = block_z() * args.bricks_per_part;
-  const int end = min(first + args.bricks_per_part, bricks);
-  int brick = first + warp;
-  const FourBitChunk* codes = reinterpret_cast<const FourBitChunk*>(args.w.codes) +
-                              (static_cast<Index>(block_x()) * bricks + brick) * detail::kBrickChunks + lane;
+  const int end = min(first + args.bricks_per_part, bricks) * kBrickColumns;
+  int k0 = (first + warp) * kBrickColumns;
+  // Addresses are stepped, not worked out from what would have to be kept for it: registers are few.
+  const FourBitChunk* codes = reinterpret_cast<const FourBitChunk*>(args.w.codes);
+  int chunk = (block_x() * bricks + first + warp) * detail::kBrickChunks + lane;
 
   // Weights are under way before the table is made.
   FourBitRowScales<kNested> scales(args.w, row0 + lane / 4 * 4);
-  if (brick < end) scales.fetch(brick * kBrickColumns);
+  if (k0 < end) scales.fetch(k0);
   FourBitChunk chunks[2] = {};
   PEFT_UNROLL
   for (int h = 0; h < 2; ++h) {
-    if (brick < end) chunks[h] = load_stream(codes + h * detail::kHalfBrick);
+    if (k0 < end) chunks[h] = load_stream(codes + (chunk + h * detail::kHalfBrick));
   }
   const PairTable<T> table = fill_pair_table<T, kGemvThreads>(memory, 0, args.w.value);
   const Shared<float> map = fill_nested_map<kGemvThreads>(memory, kPairTableBytes, args.w);
@@ -131,14 +132,10 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
   }
   sync_threads();
 
-  const Vec<std::uint32_t, 4>* x_rows[kTiles];
-  PEFT_UNROLL
-  for (int tile = 0; tile < kTiles; ++tile) {
-    const T* row = args.x + (8 * tile + lane / 4) * args.ldx + brick * kBrickColumns;
-    x_rows[tile] = reinterpret_cast<const Vec<std::uint32_t, 4>*>(row) + lane % 4;
-  }
-  while (brick < end) {
-    const int k0 = brick * kBrickColumns;
+  const int x_stride = static_cast<int>(args.ldx);
+  int x_at = lane / 4 * x_stride + k0 + lane % 4 * 8;
+  while (k0 < end) {
+    const int column = k0;
     Vec<float, 4> scale;
     Vec<std::uint32_t, 4> x[2][kTiles];
     PEFT_UNROLL
@@ -147,19 +144,21 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
       for (int tile = 0; tile < kTiles; ++tile) {
         x[h][tile] = {};
         // Where in ends within the brick, it ends with its first half.
-        if (8 * tile + lane / 4 < args.m && (h == 0 || k0 + 32 < in)) x[h][tile] = load_const(x_rows[tile] + 4 * h);
+        if (8 * tile + lane / 4 < args.m && (h == 0 || column + 32 < in)) {
+          x[h][tile] = load_const(reinterpret_cast<const Vec<std::uint32_t, 4>*>(args.x + (x_at + 8 * tile * x_stride + 32 * h)));
+        }
       }
     }
-    PEFT_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) x_rows[tile] += kGemvWarps * kBrickColumns / 8;
-    brick += kGemvWarps;
-    codes += kGemvWarps * detail::kBrickChunks;
+    k0 += kGemvWarps * kBrickColumns;
+    x_at += kGemvWarps * kBrickColumns;
+    chunk += kGemvWarps * detail::kBrickChunks;
     PEFT_UNROLL
     for (int h = 0; h < 2; ++h) {
-      if (h == 0 || scales.has_small_blocks()) scale = detail::next_scales(scales, map, h, k0, end);
+      const bool is_next = h == 0 || scales.has_small_blocks();
+      if (is_next) scale = scales.expand(map);
       std::uint32_t fragments[2][2][4];
       decode_rows_unscaled<T>(fragments, chunks[h], table);
-      if (brick < end) chunks[h] = load_stream(codes + h * detail::kHalfBrick);
+      if (k0 < end) chunks[h] = load_stream(codes + (chunk + h * detail::kHalfBrick));
       PEFT_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         PEFT_UNROLL
@@ -173,6 +172,10 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, kTiles == 1 ? 2 : 1) void four_bit_
           PEFT_UNROLL
           for (int e = 0; e < 4; ++e) sums[tile][half][e] = fma(scale.v[2 * half + e / 2], part[e], sums[tile][half][e]);
         }
+      }
+      if (is_next) {
+        const int next = h == 0 && scales.has_small_blocks() ? column + 32 : k0;
+        if (next < end) scales.fetch(next);
       }
     }
   }
@@ -216,16 +219,17 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, 2) void four_bit_fma_kernel(FourBit
     const int in = static_cast<int>(args.w.in);
     const int bricks = static_cast<int>(four_bit_brick_columns(args.w.in));
     const int first = block_z() * args.bricks_per_part;
-    const int end = min(first + args.bricks_per_part, bricks);
-    int brick = first + warp;
+    const int end = min(first + args.bricks_per_part, bricks) * kBrickColumns;
+    int k0 = (first + warp) * kBrickColumns;
+    // Addresses are stepped, not worked out from what would have to be kept for it: registers are few.
     const FourBitChunk* codes = reinterpret_cast<const FourBitChunk*>(args.w.codes);
-    const int first_chunk = block_x() / groups * bricks * detail::kBrickChunks + lane;
+    int chunk = (block_x() / groups * bricks + first + warp) * detail::kBrickChunks + lane;
     FourBitRowScales<kNested> scales(args.w, row0 + lane / 4 * 4);
-    if (brick < end) scales.fetch(brick * kBrickColumns);
+    if (k0 < end) scales.fetch(k0);
     FourBitChunk chunks[2] = {};
     PEFT_UNROLL
     for (int h = 0; h < 2; ++h) {
-      if (brick < end) chunks[h] = load_stream(codes + (first_chunk + brick * detail::kBrickChunks + h * detail::kHalfBrick));
+      if (k0 < end) chunks[h] = load_stream(codes + (chunk + h * detail::kHalfBrick));
     }
     const PairTable<float> table = fill_pair_table<float, kGemvThreads>(memory, 0, args.w.value);
     const Shared<float> map = fill_nested_map<kGemvThreads>(memory, kPairTableBytes, args.w);
@@ -233,16 +237,16 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, 2) void four_bit_fma_kernel(FourBit
 
     float sums[kRows][4] = {};
     constexpr int kRun = 4;  // elements of x at a time
-    const Vec<T, kRun>* x = reinterpret_cast<const Vec<T, kRun>*>(args.x);
-    const int x_stride = static_cast<int>(args.ldx / kRun);
-    const int x_first = x0 * x_stride + 8 * t / kRun;
-    while (brick < end) {
-      const int k0 = brick * kBrickColumns;
-      brick += kGemvWarps;
+    const int x_stride = static_cast<int>(args.ldx);
+    int x_at = x0 * x_stride + k0 + 8 * t;
+    while (k0 < end) {
+      const int column = k0;
+      k0 += kGemvWarps * kBrickColumns;
+      chunk += kGemvWarps * detail::kBrickChunks;
       Vec<float, 4> scale;
       PEFT_UNROLL
       for (int h = 0; h < 2; ++h) {
-        const bool is_inside = h == 0 || k0 + 32 < in;
+        const bool is_inside = h == 0 || column + 32 < in;
         float part[kRows][4] = {};
         PEFT_UNROLL
         for (int run = 0; run < 8 / kRun; ++run) {
@@ -250,7 +254,9 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, 2) void four_bit_fma_kernel(FourBit
           PEFT_UNROLL
           for (int row = 0; row < kRows; ++row) {
             x_run[row] = {};
-            if (is_inside && x0 + row < args.m) x_run[row] = load_const(x + (x_first + row * x_stride + (k0 + 32 * h) / kRun + run));
+            if (is_inside && x0 + row < args.m) {
+              x_run[row] = load_const(reinterpret_cast<const Vec<T, kRun>*>(args.x + (x_at + row * x_stride + 32 * h + kRun * run)));
+            }
           }
           PEFT_UNROLL
           for (int out = 0; out < 4; ++out) {
@@ -267,14 +273,19 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, 2) void four_bit_fma_kernel(FourBit
             }
           }
         }
-        if (brick < end) chunks[h] = load_stream(codes + (first_chunk + brick * detail::kBrickChunks + h * detail::kHalfBrick));
-        if (h == 0 || scales.has_small_blocks()) scale = detail::next_scales(scales, map, h, k0, end);
+        const auto load_next = [&] {
+          if (k0 < end) chunks[h] = load_stream(codes + (chunk + h * detail::kHalfBrick));
+        };
+        if constexpr (!kNested) load_next();
+        if (h == 0 || scales.has_small_blocks()) scale = detail::next_scales(scales, map, h, column, end);
         PEFT_UNROLL
         for (int row = 0; row < kRows; ++row) {
           PEFT_UNROLL
           for (int out = 0; out < 4; ++out) sums[row][out] = fma(scale.v[out], part[row][out], sums[row][out]);
         }
+        if constexpr (kNested) load_next();  // `part` has left its registers to the address
       }
+      x_at += kGemvWarps * kBrickColumns;
     }
 
     PEFT_UNROLL

@@ -121,32 +121,39 @@ PEFT_HOST_DEVICE std::uint32_t packed_code(const std::uint8_t* codes, Index row,
   return (codes[four_bit_word_byte(row, column, in) + e / 2] >> (e % 2 == 0 ? 4 : 0)) & 15u;
 }
 
+/// Row and first column of packed word `i`: a brick's words in the order in which they lie.
+struct PackedPlace {
+  Index row, column;
+};
+PEFT_HOST_DEVICE PackedPlace packed_place(const FourBitPackArgs& p, Index i) {
+  const Index brick = i / 256;
+  const int word = static_cast<int>(i % 256);
+  const int quarter = word / 64, chunk = word / 4 % 16;
+  return {brick / four_bit_brick_columns(p.in) * kBrickRows + (quarter % 2) * 16 + chunk / 4 * 4 + word % 4,
+          brick % four_bit_brick_columns(p.in) * kBrickColumns + (quarter / 2) * 32 + chunk % 4 * 8};
+}
+/// Where packed maximum `i` lies flat; -1: it is padding.
+PEFT_HOST_DEVICE Index flat_scale(const FourBitPackArgs& p, Index i) {
+  if (p.in % p.block_size != 0) return i;
+  const Index row_blocks = four_bit_row_blocks(p.in, p.block_size);
+  const Index row = i / kBrickRows / row_blocks * kBrickRows + i % kBrickRows;
+  const Index block = i / kBrickRows % row_blocks;
+  return row < p.out && block < p.in / p.block_size ? row * (p.in / p.block_size) + block : -1;
+}
+
 /// Work item `i` of packing: word i, and maximum i.
 PEFT_HOST_DEVICE void pack_item(const FourBitPackArgs& p, Index i) {
   if (i < four_bit_code_bytes(p.out, p.in) / 4) {
-    // A brick's words in the order in which they lie.
-    const Index brick = i / 256;
-    const int word = static_cast<int>(i % 256);
-    const int quarter = word / 64, chunk = word / 4 % 16;
-    const Index row = brick / four_bit_brick_columns(p.in) * kBrickRows + (quarter % 2) * 16 + chunk / 4 * 4 + word % 4;
-    const Index column = brick % four_bit_brick_columns(p.in) * kBrickColumns + (quarter / 2) * 32 + chunk % 4 * 8;
-    const std::uint32_t codes = packed_word(p, row, column);
+    const PackedPlace place = packed_place(p, i);
+    const std::uint32_t codes = packed_word(p, place.row, place.column);
     for (int b = 0; b < 4; ++b) p.codes[4 * i + b] = static_cast<std::uint8_t>(codes >> (8 * b));
   }
   if (i < four_bit_scale_count(p.out, p.in, p.block_size)) {
-    Index from = i;
-    bool is_inside = true;
-    if (p.in % p.block_size == 0) {
-      const Index row_blocks = four_bit_row_blocks(p.in, p.block_size);
-      const Index row = i / kBrickRows / row_blocks * kBrickRows + i % kBrickRows;
-      const Index block = i / kBrickRows % row_blocks;
-      is_inside = row < p.out && block < p.in / p.block_size;
-      from = row * (p.in / p.block_size) + block;
-    }
+    const Index from = flat_scale(p, i);
     if (p.absmax != nullptr) {
-      p.absmax[i] = is_inside ? p.flat_absmax[from] : 0.0f;
+      p.absmax[i] = from >= 0 ? p.flat_absmax[from] : 0.0f;
     } else {
-      p.nested_codes[i] = is_inside ? p.flat_nested_codes[from] : std::uint8_t{0};
+      p.nested_codes[i] = from >= 0 ? p.flat_nested_codes[from] : std::uint8_t{0};
     }
   }
 }
@@ -183,16 +190,50 @@ PEFT_HOST_DEVICE Index unpack_items(const FourBitPackArgs& p) {
   return max((p.out * p.in + 1) / 2, (p.out * p.in + p.block_size - 1) / p.block_size);
 }
 
+/// Whether rows are whole words on both sides: then packing moves words as they are.
+inline bool packs_words(const FourBitPackArgs& p) {
+  return p.in % 8 == 0 && reinterpret_cast<std::uintptr_t>(p.flat_codes) % 4 == 0 && reinterpret_cast<std::uintptr_t>(p.codes) % 4 == 0;
+}
+/// Item `i` of packing where packs_words(), packed word i and packed maximum i; kBack: of the way back.
+template <bool kBack>
+PEFT_DEVICE void move_word(const FourBitPackArgs& p, Index i) {
+  if (i < four_bit_code_bytes(p.out, p.in) / 4) {
+    const PackedPlace place = packed_place(p, i);
+    const bool is_inside = place.row < p.out && place.column < p.in;
+    std::uint32_t* const flat = reinterpret_cast<std::uint32_t*>(p.flat_codes) + (place.row * p.in + place.column) / 8;
+    std::uint32_t* const packed = reinterpret_cast<std::uint32_t*>(p.codes) + i;
+    if constexpr (kBack) {
+      if (is_inside) store(flat, load_const(packed));
+    } else {
+      store(packed, is_inside ? load_const(flat) : p.zero_code * 0x11111111u);
+    }
+  }
+  if (i < four_bit_scale_count(p.out, p.in, p.block_size)) {
+    const Index flat = flat_scale(p, i);
+    const bool is_inside = flat >= 0;
+    if constexpr (kBack) {
+      if (is_inside && p.absmax != nullptr) store(p.flat_absmax + flat, load_const(p.absmax + i));
+      if (is_inside && p.absmax == nullptr) store(p.flat_nested_codes + flat, load_const(p.nested_codes + i));
+    } else if (p.absmax != nullptr) {
+      store(p.absmax + i, is_inside ? load_const(p.flat_absmax + flat) : 0.0f);
+    } else {
+      store(p.nested_codes + i, is_inside ? load_const(p.flat_nested_codes + flat) : std::uint8_t{0});
+    }
+  }
+}
+
 }  // namespace detail
 
 inline constexpr int kPackThreads = 256;
 
-/// One thread for each word (byte, on the way back), with plain loads and stores: the host runs the same lines. No shared memory,
-/// registers 40; done once for a weight.
-template <bool kBack>
+/// One thread for each word. Where rows are no whole words (kWords false): for each byte on the way back, with plain loads and
+/// stores, the lines that the host runs. No shared memory, registers 40; done once for a weight.
+template <bool kBack, bool kWords>
 PEFT_KERNEL PEFT_KERNEL_BOUNDS(kPackThreads, 4) void four_bit_pack_kernel(FourBitPackArgs args) {
   const Index i = static_cast<Index>(block_x()) * kPackThreads + thread_index();
-  if constexpr (kBack) {
+  if constexpr (kWords) {
+    detail::move_word<kBack>(args, i);
+  } else if constexpr (kBack) {
     detail::unpack_item(args, i);
   } else {
     detail::pack_item(args, i);
@@ -210,10 +251,14 @@ inline bool is_packable(const FourBitPackArgs& p) {
 template <bool kBack>
 inline cudaError_t four_bit_repack(const FourBitPackArgs& args, cudaStream_t stream) {
   if (!is_packable(args)) return cudaErrorInvalidValue;
-  const Index blocks = ((kBack ? unpack_items(args) : pack_items(args)) + kPackThreads - 1) / kPackThreads;
+  const bool words = packs_words(args);
+  const Index items = kBack && !words ? unpack_items(args) : pack_items(args);
+  const Index blocks = (items + kPackThreads - 1) / kPackThreads;
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT_MAX) return cudaErrorInvalidValue;
-  return launch<four_bit_pack_kernel<kBack>>(Grid{static_cast<int>(blocks), 1, 1}, kPackThreads, 0, stream, args);
+  const Grid grid{static_cast<int>(blocks), 1, 1};
+  return words ? launch<four_bit_pack_kernel<kBack, true>>(grid, kPackThreads, 0, stream, args)
+               : launch<four_bit_pack_kernel<kBack, false>>(grid, kPackThreads, 0, stream, args);
 }
 }  // namespace detail
 

@@ -43,6 +43,7 @@ struct LoraBackwardTask {
   float* db_parts;  ///< [grid y, out, r], unscaled; null: straight to db
   int m, out, r;
   int tiles, tiles_a_part;  ///< of 64 rows
+  bool ds_aligned, db_aligned;
 };
 
 /// Two panels of columns, 64 rows at a time, 16 columns of r or a panel's.
@@ -141,9 +142,10 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(128, 1) void lora_backward_kernel(LoraBackwardTas
           store_run(sums, static_cast<Index>(task.r), task.m, task.r, task.r % 4 == 0, row0 + row, rank0 + column, run);
         });
       } else {
-        ds.for_each([&](int row, int column, float& sum) {
-          if (row0 + row >= task.m || rank0 + column >= task.r) return;
-          store(task.ds + static_cast<Index>(row0 + row) * task.ldds + rank0 + column, from_float<T>(task.scale * sum));
+        ds.for_each_run4([&](int row, int column, auto run) {
+          PEFT_UNROLL
+          for (int i = 0; i < 4; ++i) run[i] *= task.scale;
+          store_run(task.ds, task.ldds, task.m, task.r, task.ds_aligned, row0 + row, rank0 + column, run);
         });
       }
       slot = slot + 1 == kStages ? 0 : slot + 1;
@@ -157,10 +159,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(128, 1) void lora_backward_kernel(LoraBackwardTas
         store_run(sums, static_cast<Index>(task.r), task.out, task.r, task.r % 4 == 0, out0 + row, rank0 + column, run);
       });
     } else {
-      db.for_each([&](int row, int column, float& sum) {
-        if (out0 + row >= task.out || rank0 + column >= task.r) return;
-        float* to = task.db + static_cast<Index>(out0 + row) * task.lddb + rank0 + column;
-        store(to, fma(task.scale, sum, load(to)));
+      db.for_each_run4([&](int row, int column, const auto& run) {
+        add_run(task.db, task.lddb, task.out, task.r, task.db_aligned, out0 + row, rank0 + column, task.scale, run);
       });
     }
   }
@@ -226,7 +226,9 @@ inline cudaError_t lora_backward(const LoraBackwardArgs<T>& args, cudaStream_t s
                                  static_cast<int>(args.out),
                                  static_cast<int>(args.r),
                                  blocks_of(args.m, 64),
-                                 cut.tiles_a_part};
+                                 cut.tiles_a_part,
+                                 is_store_aligned(args.ds, args.ldds),
+                                 is_store_aligned(args.db, args.lddb)};
   const bool is_old = sm < 80;
   const cudaError_t error =
       args.r <= 16 ? (is_old ? detail::launch_lora_backward<T, false, true>(task, cut, stream)

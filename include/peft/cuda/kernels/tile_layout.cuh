@@ -13,13 +13,6 @@
 
 #include "peft/cuda/kernels/device.cuh"
 
-/// Keeps a loop a loop, where unrolled it would take the registers that the accumulators need.
-#if defined(PEFT_CUDA_EMULATOR)
-#define PEFT_NO_UNROLL
-#else
-#define PEFT_NO_UNROLL PEFT_PRAGMA(unroll 1)
-#endif
-
 PEFT_BEGIN_NAMESPACE
 namespace cuda {
 namespace kernels {

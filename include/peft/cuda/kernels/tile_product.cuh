@@ -217,7 +217,25 @@ PEFT_DEVICE void store_run(T* out, Index ld, int rows, int columns, bool aligned
     }
   }
 }
-/// For store_run: whether runs of four may be stored at once.
+/// Adds `scale` times a run of columns to what lies inside [rows, columns].
+template <int kRun>
+PEFT_DEVICE void add_run(float* out, Index ld, int rows, int columns, bool aligned, int row, int column, float scale,
+                         const Vec<float, kRun>& run) {
+  if (row >= rows || column >= columns) return;
+  float* at = out + static_cast<Index>(row) * ld + column;
+  if (aligned && column + kRun <= columns) {
+    Vec<float, kRun> sums = load(reinterpret_cast<const Vec<float, kRun>*>(at));
+    PEFT_UNROLL
+    for (int i = 0; i < kRun; ++i) sums[i] = fma(scale, run.v[i], sums[i]);
+    store(reinterpret_cast<Vec<float, kRun>*>(at), sums);
+  } else {
+    PEFT_UNROLL
+    for (int i = 0; i < kRun; ++i) {
+      if (column + i < columns) store(at + i, fma(scale, run.v[i], load(at + i)));
+    }
+  }
+}
+/// For store_run and add_run: whether runs of four may be stored at once.
 template <class T>
 inline bool is_store_aligned(const T* out, Index ld) {
   return reinterpret_cast<std::uintptr_t>(out) % (4 * sizeof(T)) == 0 && ld % 4 == 0;
