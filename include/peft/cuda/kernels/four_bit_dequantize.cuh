@@ -86,8 +86,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kDequantizeThreads, 4) void four_bit_dequantize_k
   float x[8] = {};
   const auto scale_of = [&](Index block) {
     if (args.absmax != nullptr) return load_const(args.absmax + block);
-    return add_rn(mul_rn(load_const(args.nested_map + load_const(args.nested_codes + block)), load_const(args.nested_absmax + (block >> 8))),
-                  args.nested_offset);
+    const float of_code = load_const(args.nested_map + load_const(args.nested_codes + block));
+    return add_rn(mul_rn(of_code, load_const(args.nested_absmax + (block >> 8))), args.nested_offset);
   };
   const bool aligned = detail::is_row_aligned(args.out, args.ldo);
   if (count == 8 && first % 8 == 0 && reinterpret_cast<std::uintptr_t>(args.codes) % 4 == 0) {
@@ -143,7 +143,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kDequantizeThreads, 4) void four_bit_panel_kernel
     if (all.is_nested()) {
       PEFT_UNROLL
       for (int i = 0; i < 4; ++i) {
-        of_rows[i] = add_rn(mul_rn(load_const(args.w.nested_map + ((packed.codes >> (8 * i)) & 255u)), packed.v[i]), args.w.nested_offset);
+        const float of_code = load_const(args.w.nested_map + ((packed.codes >> (8 * i)) & 255u));
+        of_rows[i] = add_rn(mul_rn(of_code, packed.v[i]), args.w.nested_offset);
       }
     }
   }
