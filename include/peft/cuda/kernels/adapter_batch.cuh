@@ -111,6 +111,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void adapter_s
         store_run(task.s, task.lds, last_row, task.most_rank, task.store_aligned, warp_row + row, warp_column + column, run);
       });
     }
+  } else {
+    end_with_error();
   }
 }
 
@@ -157,6 +159,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void adapter_e
       }
       store_run(y, Index{0}, 1, task.width, task.store_aligned, 0, at, run);
     });
+  } else {
+    end_with_error();
   }
 }
 

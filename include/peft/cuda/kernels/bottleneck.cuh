@@ -425,6 +425,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(256, 2) void bottleneck_kernel(BottleneckTask<T> 
             store_run(task.out, task.ldo, task.m, task.d, task.out_aligned, to_row, to, four);
           });
         });
+  } else {
+    end_with_error();
   }
 }
 

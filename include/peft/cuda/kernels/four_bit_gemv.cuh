@@ -321,6 +321,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(kGemvThreads, 2) void four_bit_fma_kernel(FourBit
       for (int other = 0; other < kGemvWarps; ++other) sum += partial.load(other * kRows * 32 + output);
       detail::store_gemv(args, row, out, sum);
     }
+  } else {
+    end_with_error();
   }
 }
 

@@ -211,6 +211,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Plan::kThreads, 3) void four_bit_tile_kernel(Four
       }
       store_run(args.y, args.ldy, args.m, n, args.y_aligned, row, column, run);
     });
+  } else {
+    end_with_error();
   }
 }
 

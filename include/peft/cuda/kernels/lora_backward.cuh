@@ -163,6 +163,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(128, 1) void lora_backward_kernel(LoraBackwardTas
         add_run(task.db, task.lddb, task.out, task.r, task.db_aligned, out0 + row, rank0 + column, task.scale, run);
       });
     }
+  } else {
+    end_with_error();
   }
 }
 

@@ -64,6 +64,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_fact
         store(at, fma(task.scale, sum, load(at)));
       }
     });
+  } else {
+    end_with_error();
   }
 }
 

@@ -67,6 +67,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_forw
       }
       store_run(task.y, task.ldy, task.m, task.out, task.store_aligned, warp_row + row, at, run);
     });
+  } else {
+    end_with_error();
   }
 }
 

@@ -62,6 +62,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kBlockM == 128 ? 1 : Shap
     tile.for_each_run4([&](int row, int column, const auto& run) {
       store_run(task.dx, task.lddx, task.m, task.in, task.store_aligned, warp_row + row, warp_column + column, run);
     });
+  } else {
+    end_with_error();
   }
 }
 

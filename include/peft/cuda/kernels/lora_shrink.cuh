@@ -67,6 +67,8 @@ PEFT_KERNEL PEFT_KERNEL_BOUNDS(Shape::kThreads, Shape::kResident) void lora_shri
         store_run(task.s, task.lds, task.m, task.r, task.store_aligned, warp_row + row, warp_column + column, run);
       });
     }
+  } else {
+    end_with_error();
   }
 }
 

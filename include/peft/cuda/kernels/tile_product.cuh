@@ -31,13 +31,16 @@ using MiddleTile = TileShape<64, 64, 2, 2, 4, 3>;  // where wide tiles would lea
 using ThinTile = TileShape<16, 64, 1, 4, 6, 3>;    // a few rows: bytes of B under way
 using SlimTile = TileShape<64, 16, 4, 1, 4, 4>;    // few columns: products that are thin in r
 
-/// Generations of processors need different code: kOld is sm_75. The kernels of the other generation are empty.
+/// Generations of processors need different code: kOld is sm_75. The kernels of the other generation end with an error, which
+/// code for sm_75 alone meets where a driver translates it for a newer device.
 #if defined(__CUDA_ARCH__)
 template <bool kOld>
 inline constexpr bool kIsForThisDevice = kOld == (__CUDA_ARCH__ < 800);
+PEFT_DEVICE void end_with_error() { __trap(); }
 #else
 template <bool kOld>
 inline constexpr bool kIsForThisDevice = true;
+PEFT_DEVICE void end_with_error() {}
 #endif
 
 template <class T, class Shape_, bool kOld, Order kA_, Order kB_>
