@@ -157,45 +157,34 @@ PEFT_GPU_TEST(bottlenecks_go_back_to_the_host) {
   other.for_each_parameter([&](const ParameterInfo&, VectorView<float> value, auto) { got.insert(got.end(), value.begin(), value.end()); });
   check_that(want == got, "what came back is not what was uploaded");
 
-  const auto text_of = [](auto&& call) -> std::string {
-    try {
-      call();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "nothing was thrown";
-  };
-  const auto expect = [](const std::string& text, std::string_view part) {
-    check_that(text.find(part) != std::string::npos, "the text is \"{}\"; expected \"{}\" in it", text, part);
-  };
   const auto refused = [&](auto&& change) {
     AdapterConfig wrong = config;
     change(wrong);
     Adapter<float> one(64, wrong);
     return text_of([&] { cuda::Bottleneck<bf16>(one, c); });
   };
-  expect(refused([](AdapterConfig& wrong) { wrong.ln_before = true; }), "ln_before is true; expected false");
-  expect(refused([](AdapterConfig& wrong) { wrong.ln_after = true; }), "ln_after is true; expected false");
-  expect(refused([](AdapterConfig& wrong) { wrong.scaling = "channel"; }), "scaling is \"channel\"; expected a number or \"learned\"");
+  check_text(refused([](AdapterConfig& wrong) { wrong.ln_before = true; }), "ln_before is true; expected false");
+  check_text(refused([](AdapterConfig& wrong) { wrong.ln_after = true; }), "ln_after is true; expected false");
+  check_text(refused([](AdapterConfig& wrong) { wrong.scaling = "channel"; }), "scaling is \"channel\"; expected a number or \"learned\"");
   AdapterConfig narrow = config;
   narrow.reduction_factor = 32.0;
   Adapter<float> small(64, narrow);
-  expect(text_of([&] { adapter.download(small, c); }), "hidden size 64, bottleneck 2; expected 64 and 4");
+  check_text(text_of([&] { adapter.download(small, c); }), "hidden size 64, bottleneck 2; expected 64 and 4");
   AdapterConfig stronger = config;
   stronger.scaling = 2.0;
   Adapter<float> strong(64, stronger);
-  expect(text_of([&] { adapter.upload(strong, c); }), "non_linearity relu and scaling 2; expected relu and 1");
+  check_text(text_of([&] { adapter.upload(strong, c); }), "non_linearity relu and scaling 2; expected relu and 1");
   cuda::DeviceMatrix<bf16> x(3, 64), y(3, 64), wrong(3, 63);
   c.reserve(adapter.scratch_bytes(3));
   const auto cx = std::as_const(x).view();
-  expect(text_of([&] { adapter.forward(cx, {}, wrong.view(), c); }), "y is [3, 63]; expected [3, 64]");
-  expect(text_of([&] { adapter.forward(cx, cx, x.view(), c); }), "y and x share memory");
-  expect(text_of([&] { adapter.forward(cx.row_range(0, 2), std::as_const(y).view().row_range(1, 2), y.view().row_range(0, 2), c); }),
-         "y and a share memory");
+  check_text(text_of([&] { adapter.forward(cx, {}, wrong.view(), c); }), "y is [3, 63]; expected [3, 64]");
+  check_text(text_of([&] { adapter.forward(cx, cx, x.view(), c); }), "y and x share memory");
+  check_text(text_of([&] { adapter.forward(cx.row_range(0, 2), std::as_const(y).view().row_range(1, 2), y.view().row_range(0, 2), c); }),
+             "y and a share memory");
   cuda::Bottleneck<bf16>::Saved saved;
-  expect(text_of([&] { adapter.forward(cx, {}, y.view(), saved, nullptr, c); }), "expected Bottleneck::reserve for [3, 4] before");
+  check_text(text_of([&] { adapter.forward(cx, {}, y.view(), saved, nullptr, c); }), "expected Bottleneck::reserve for [3, 4] before");
   adapter.reserve(saved, 3);
-  expect(text_of([&] { adapter.backward(cx, cx, saved, {}, y.view(), c); }), "expected Bottleneck::ensure_grads before");
+  check_text(text_of([&] { adapter.backward(cx, cx, saved, {}, y.view(), c); }), "expected Bottleneck::ensure_grads before");
 }
 
 }  // namespace gpu_test::bottleneck

@@ -100,19 +100,8 @@ PEFT_GPU_TEST(four_bit_quantised_on_the_device) {
 
 PEFT_GPU_TEST(four_bit_names_what_cannot_be_quantised) {
   cuda::Context& c = context();
-  const auto text_of = [](auto&& call) -> std::string {
-    try {
-      call();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "nothing was thrown";
-  };
   const auto quantise = [&](cuda::DeviceMatrixView<const f16> weight, const FourBitConfig& config) {
     return text_of([&] { cuda::Nf4Tensor::quantize(weight, config, c); });
-  };
-  const auto expect = [](const std::string& text, std::string_view wanted) {
-    check_that(text == wanted, "the text is \"{}\" instead of \"{}\"", text, wanted);
   };
   Matrix<f16> host(5, 100);
   for (Index i = 0; i < host.size(); ++i) host.data()[i] = f16(0.01f * static_cast<float>(i % 7));
@@ -123,16 +112,16 @@ PEFT_GPU_TEST(four_bit_names_what_cannot_be_quantised) {
   cuda::upload(std::as_const(host).view(), weight.view(), c.stream());
   const auto view = std::as_const(weight).view();
   const std::string cpu = text_of([&] { peft::Nf4Tensor::quantize(std::as_const(host).view()); });
-  expect(quantise(view, {}), "cuda::" + cpu);
+  check_text(quantise(view, {}), "cuda::" + cpu);
   check_that(cpu.find("row 3, column 41") != std::string::npos, "the CPU says \"{}\"", cpu);
-  expect(quantise(view.row_range(4, 1), {}),
-         "cuda::FourBitTensor::quantize: the element at row 0, column 99 of [1, 100] is nan; expected finite numbers");
-  expect(quantise(view, {.block_size = 48}),
-         "cuda::FourBitTensor::quantize: the block size is 48; expected a power of two from 32 to 4096");
-  expect(quantise(cuda::DeviceMatrixView<const f16>(view.data, 5, 100, 99), {}),
-         "cuda::FourBitTensor::quantize: the weight has a row stride of 99; expected at least 100: 100 columns and 0 spare ones");
-  expect(quantise(view, {.double_quant = true, .nested_offset = std::numeric_limits<float>::infinity()}),
-         "cuda::FourBitTensor::quantize: nested_offset is inf; expected a finite number");
+  check_text(quantise(view.row_range(4, 1), {}),
+             "cuda::FourBitTensor::quantize: the element at row 0, column 99 of [1, 100] is nan; expected finite numbers");
+  check_text(quantise(view, {.block_size = 48}),
+             "cuda::FourBitTensor::quantize: the block size is 48; expected a power of two from 32 to 4096");
+  check_text(quantise(cuda::DeviceMatrixView<const f16>(view.data, 5, 100, 99), {}),
+             "cuda::FourBitTensor::quantize: the weight has a row stride of 99; expected at least 100: 100 columns and 0 spare ones");
+  check_text(quantise(view, {.double_quant = true, .nested_offset = std::numeric_limits<float>::infinity()}),
+             "cuda::FourBitTensor::quantize: nested_offset is inf; expected a finite number");
 }
 
 template <class T>

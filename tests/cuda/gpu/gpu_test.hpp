@@ -52,6 +52,20 @@ void check_that(bool holds, fmt::format_string<Args...> text, Args&&... args) {
   if (counts().failures <= 50) std::printf("  FAILED: %s\n", fmt::format(text, std::forward<Args>(args)...).c_str());
 }
 
+/// What a call that is refused says.
+template <class Call>
+std::string text_of(Call&& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "nothing was thrown";
+}
+inline void check_text(const std::string& text, std::string_view part) {
+  check_that(text.find(part) != std::string::npos, "the text is \"{}\"; expected \"{}\" in it", text, part);
+}
+
 #define PEFT_GPU_TEST(name)                                              \
   static void name();                                                    \
   static const ::gpu_test::Registration name##_registration(#name, name); \

@@ -165,35 +165,24 @@ PEFT_GPU_TEST(losses_name_what_does_not_fit) {
   cuda::DeviceBuffer<std::int32_t> labels(4);
   labels.fill_zero(c.stream());
   c.reserve(loss.scratch_bytes(head, 4));
-  const auto text_of = [](auto&& call) -> std::string {
-    try {
-      call();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "nothing was thrown";
-  };
-  const auto expect = [](const std::string& text, std::string_view part) {
-    check_that(text.find(part) != std::string::npos, "the text is \"{}\"; expected \"{}\" in it", text, part);
-  };
   const auto view = std::as_const(labels).device_view();
-  expect(text_of([&] { loss.forward(head, std::as_const(x).view(), view.slice(0, 3), c); }),
-         "3 labels; expected 4, one for each row of hidden [4, 8]");
-  expect(text_of([&] { loss.forward(head, std::as_const(wrong).view(), view, c); }), "hidden is [4, 7]; expected [4, 8]");
-  expect(text_of([&] { loss.forward_backward(head, std::as_const(x).view(), view, 1.0, wrong.view(), c); }),
-         "d_hidden is [4, 7]; expected [4, 8]");
-  expect(text_of([&] {
+  check_text(text_of([&] { loss.forward(head, std::as_const(x).view(), view.slice(0, 3), c); }),
+             "3 labels; expected 4, one for each row of hidden [4, 8]");
+  check_text(text_of([&] { loss.forward(head, std::as_const(wrong).view(), view, c); }), "hidden is [4, 7]; expected [4, 8]");
+  check_text(text_of([&] { loss.forward_backward(head, std::as_const(x).view(), view, 1.0, wrong.view(), c); }),
+             "d_hidden is [4, 7]; expected [4, 8]");
+  check_text(text_of([&] {
            loss.forward_backward(head, std::as_const(x).view().row_range(0, 3), view.slice(0, 3), 1.0, x.view().row_range(1, 3), c);
          }),
          "d_hidden and hidden share memory");
-  expect(text_of([&] { loss.forward_backward(head, std::as_const(x).view(), view, std::nan(""), dx.view(), c); }),
-         "grad_scale is nan; expected a finite number");
+  check_text(text_of([&] { loss.forward_backward(head, std::as_const(x).view(), view, std::nan(""), dx.view(), c); }),
+             "grad_scale is nan; expected a finite number");
   const std::int32_t ids[] = {0, -100, 12, 1};
-  expect(text_of([&] {
+  check_text(text_of([&] {
            cuda::LinearCrossEntropy<float>::upload_labels(VectorView<const std::int32_t>(ids, 4), 12, labels.device_view(), c);
          }),
          "the label of row 2 is 12; expected an id below 12");
-  expect(text_of([&] { loss.set_logit_bytes(0); }), "0 bytes of logits");
+  check_text(text_of([&] { loss.set_logit_bytes(0); }), "0 bytes of logits");
 }
 
 #ifndef PEFT_CUDA_EMULATOR
