@@ -27,7 +27,8 @@ from json_run import result_of
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 QUICK_REPEATS, REPEATS = 1, 5
-SENTENCE, DECODE_WORDS, PREFILL_WORDS = "The heart pumps blood through the body. ", 8, 57  # of 9 tokens
+SENTENCE = "The heart pumps blood through the body. "  # 9 tokens
+SENTENCES = {"tok_s": 8, "prefill": 57}  # of a prompt, by what is measured behind it or of it
 REQUIREMENTS = {"peers": "requirements.txt", "adapters": "requirements-adapters.txt", "llama": "requirements-llama.txt"}
 THREADS = {"PEFT_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
 
@@ -104,9 +105,8 @@ class Generate:
     counter: str
 
     def measure(self, context):
-        words = PREFILL_WORDS if self.counter == "prefill" else DECODE_WORDS
         result = result_of([context.build / "bin" / "peft", "generate", "--model", context.model, "--dtype", "native", "--template", "none",
-                            "--prompt", SENTENCE * words, "--max-tokens", "2" if self.counter == "prefill" else "64", "--json"], **THREADS)
+                            "--prompt", SENTENCE * SENTENCES[self.counter], "--max-tokens", "2" if self.counter == "prefill" else "64", "--json"], **THREADS)
         return Result(result["prompt_tokens"] / result["prompt_s"] if self.counter == "prefill" else result["tok_s"], result["peak_rss_mib"])
 
 
@@ -137,8 +137,11 @@ class Row:
     reference: Reference | None = None
 
 
+MKL_PRODUCTS = Script("lora_step.py", ("products",), "tok/s")
+
+
 def products_on_mkl(goal):
-    return Reference("MKL's products alone", Script("lora_step.py", ("products",), "tok/s"), goal)
+    return Reference("MKL's products alone", MKL_PRODUCTS, goal)
 
 
 def linear_row(rows):
@@ -173,7 +176,7 @@ def prefill_row(name, what, goal):
 
 def llama_cpp_row(what, counter):
     return Row(f"{what}, batch 1, SmolLM2-135M-Instruct's Q4_1 file; theirs: llama.cpp", "tok/s", Generate(counter),
-               Script("llama_cpp_speed.py", ("@model", SENTENCE, str(PREFILL_WORDS if counter == "prefill" else DECODE_WORDS)), counter, "llama"))
+               Script("llama_cpp_speed.py", ("@model", SENTENCE, str(SENTENCES[counter])), counter, "llama"))
 
 
 def method_row(what, bench, script, arguments, ratio, environment="peers"):
@@ -189,7 +192,7 @@ ROWS = {
                  Script("lora_step.py", ("adamw",), "M/s"), ratio=1.0),
     "adamw-8bit": Row("AdamW, 16.7 M parameters, 8 bits", "M/s", Bench("bench_optimizer", "adamw/8bit", "M/s"),
                       Script("lora_step.py", ("adamw_8bit",), "M/s"), ratio=12.0),
-    "products": Row("matrix products of the step alone", "tok/s", Bench("bench_step", "products", "tok/s"), products_on_mkl(0).script,
+    "products": Row("matrix products of the step alone", "tok/s", Bench("bench_step", "products", "tok/s"), MKL_PRODUCTS,
                     ratio=0.95),
     "step-qv": Row("LoRA step, q and v, 4×128 tokens", "tok/s", Bench("bench_step", "lora_step/qv", "tok/s"),
                    Script("lora_step.py", ("qv",), "tok/s"), ratio=1.35, memory=950, reference=products_on_mkl(0.90)),
@@ -371,7 +374,8 @@ def main():
     model = (options.model or fetch_model()) if needs_model(chosen) else None
     build_programs(options.build, chosen)
     folders = {"peers": options.env, "adapters": options.adapters_env, "llama": options.llama_env}
-    scripts = [script for name in chosen for script in (ROWS[name].theirs, ROWS[name].reference and ROWS[name].reference.script) if script]
+    rows = [ROWS[name] for name in chosen]
+    scripts = [row.theirs for row in rows] + [row.reference.script for row in rows if row.reference is not None]
     pythons = {name: make_environment(folders[name], REQUIREMENTS[name]) for name in {script.environment for script in scripts}}
     context = Context(pythons, options.build, model, train, validation)
     repeats = QUICK_REPEATS if options.quick else options.repeats
